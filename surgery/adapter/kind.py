@@ -1,0 +1,63 @@
+"""An adapter type: the name, the options, and the decisions that need no tensor. Importing it must not import torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from surgery.architecture import Site
+from surgery.spec import Options
+
+if TYPE_CHECKING:
+    import torch
+
+    from surgery.adapter.module import Adapter
+
+__all__ = ["AdapterType"]
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+class AdapterType(ABC, Generic[OptionsT]):
+    """What a plugin registers. Subclasses set the class variables and implement the four methods.
+
+    Attributes:
+        name: what a rule's `adapter:` says.
+        summary: one line for `surgery plugins`.
+        options: the Pydantic model of the keys that may stand beside `adapter:` in a rule.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    options: ClassVar[type[Options]] = Options
+
+    @abstractmethod
+    def claims(self, site: Site) -> bool:
+        """Return whether this adapter adapts `site` when a rule's patterns match it."""
+
+    def companions(self, site: Site, options: OptionsT) -> tuple[str, ...]:
+        """Return names of further parameters of the same host that `fold` changes (LoRA's optional bias)."""
+        return ()
+
+    @abstractmethod
+    def parameters(self, site: Site, options: OptionsT) -> int:
+        """Return how many trainable numbers `build` will make for `site`."""
+
+    @abstractmethod
+    def build(
+        self, site: Site, options: OptionsT, pristine: Mapping[str, torch.Tensor], generator: torch.Generator
+    ) -> Adapter:
+        """Make the module that owns the trainable tensors of one edit.
+
+        Args:
+            site: the edited site.
+            options: validated options.
+            pristine: the site's parameter and its companions by local name; matrices are (fan_out, fan_in) whatever
+                the host stores; parts of fused weights are cut out. Read only.
+            generator: a CPU generator seeded from (seed, site) alone. Every random draw must come from it.
+        """
+
+    def defaults(self) -> Mapping[str, Any]:
+        """Return options that `surgery.testing` uses where the type has required ones."""
+        return {}

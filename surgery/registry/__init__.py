@@ -1,0 +1,18 @@
+"""What is installed: adapters, architectures, models, data sets and tasks, each with where it came from."""
+
+from surgery.registry.contracts import DataSource, ModelSource, Rows, TaskType
+from surgery.registry.hooks import hookimpl
+from surgery.registry.load import load_registry
+from surgery.registry.registry import Provenance, Registered, Registry
+
+__all__ = [
+    "DataSource",
+    "ModelSource",
+    "Provenance",
+    "Registered",
+    "Registry",
+    "Rows",
+    "TaskType",
+    "hookimpl",
+    "load_registry",
+]

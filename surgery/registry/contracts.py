@@ -1,0 +1,87 @@
+"""What a plugin may supply besides adapters and architectures: models, data sets, and tasks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
+
+from surgery.spec import Options
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+__all__ = ["DataSource", "ModelSource", "Rows", "TaskType"]
+
+Rows: TypeAlias = Sequence[Mapping[str, Any]]
+"""Examples as the data set has them: one mapping of column name to value each."""
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+class ModelSource(ABC):
+    """A named place that models come from, such as transformers' own loading or a plugin's bundled weights."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+    @abstractmethod
+    def resolve(self, ref: str) -> Path | str | None:
+        """Return the folder (or hub name) that `ref` means here, or None when it is not this source's."""
+
+
+class DataSource(ABC):
+    """A named data set that a plugin brings."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+    @abstractmethod
+    def load(self) -> Mapping[str, Rows]:
+        """Return split name (`train`, `validation`, `test`) -> rows. Deterministic."""
+
+
+class TaskType(ABC, Generic[OptionsT]):
+    """A kind of task: what its data looks like, which model class it needs, and how predictions are scored.
+
+    Attributes:
+        name: what `task: {kind: ...}` says.
+        summary: one line for `surgery plugins`.
+        options: the Pydantic model of the keys beside `kind`.
+        columns: what the task calls its columns -> the default column name.
+        metric: name of the primary metric, a key of what `score` returns.
+        greater_is_better: direction of the primary metric.
+        auto_class: name of the transformers Auto class, such as `AutoModelForSequenceClassification`.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    options: ClassVar[type[Options]] = Options
+    columns: ClassVar[Mapping[str, str]]
+    metric: ClassVar[str]
+    greater_is_better: ClassVar[bool]
+    auto_class: ClassVar[str]
+
+    @abstractmethod
+    def labels(self, rows: Rows, options: OptionsT) -> tuple[str, ...]:
+        """Return the label names that the training rows hold, in a fixed order; empty where the task has none."""
+
+    @abstractmethod
+    def encode(
+        self, rows: Rows, tokenizer: Any, labels: Sequence[str], options: OptionsT, where: str
+    ) -> list[dict[str, Any]]:
+        """Return model-ready examples (`input_ids`, `labels`, ...), each a dict of Python lists or ints.
+
+        Raises:
+            DataError: a value that cannot be used (a label unseen in training, a text that is no text), with its row.
+        """
+
+    @abstractmethod
+    def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (loss summed per example in nats, number of predicted units per example), each of shape (batch,)."""
+
+    @abstractmethod
+    def score(self, items: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Return metric name -> value from per-item arrays: `loss`, `units`, and for labelled tasks `prediction`, `label`."""

@@ -1,0 +1,183 @@
+"""Loading plugins: entry points only, every one or an error, each hook called once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import EntryPoint, distributions
+from types import ModuleType
+from typing import Any, TypeVar
+
+import pluggy
+
+from surgery.adapter import AdapterType
+from surgery.architecture import Architecture
+from surgery.errors import PluginError, nearest
+from surgery.registry import hooks
+from surgery.registry.contracts import DataSource, ModelSource, TaskType
+from surgery.registry.registry import Provenance, Registered, Registry
+from surgery.spec import Rule
+
+__all__ = ["AUTOLOAD_SWITCH", "load_registry"]
+
+AUTOLOAD_SWITCH = "SURGERY_DISABLE_PLUGIN_AUTOLOAD"
+"""Environment variable: when set (and not 0), only plugins that are named load."""
+
+T = TypeVar("T")
+_CORE_KEYS = frozenset(Rule.model_fields) - {"options"}
+
+
+def load_registry(
+    extra: Sequence[object] = (),
+    entry_points: bool = True,
+    *,
+    only: Sequence[str] = (),
+    block: Sequence[str] = (),
+) -> Registry:
+    """Ask every installed plugin once and return what they supply.
+
+    Args:
+        extra: plugin objects or modules to register besides the installed ones (for tests and notebooks).
+        entry_points: whether to read the `surgery` entry-point group. `SURGERY_DISABLE_PLUGIN_AUTOLOAD=1` loads
+            only the plugins in `only`.
+        only: entry points to load by name, even when loading is otherwise disabled.
+        block: entry points never to load.
+
+    Raises:
+        PluginError: a plugin that cannot be imported, a misspelt hook, two values of one name, a wrong return value.
+    """
+    manager = pluggy.PluginManager(hooks.PROJECT)
+    manager.add_hookspecs(hooks)
+    sources: dict[str, Provenance] = {}
+    for entry, provenance in _chosen(entry_points, only, block):
+        _register(manager, _import(entry, provenance), provenance, sources)
+    for index, plugin in enumerate(extra):
+        name = getattr(plugin, "__name__", None) or f"{type(plugin).__name__}-{index}"
+        _register(manager, plugin, Provenance(name, "given in Python", ""), sources)
+    _refuse_misspelt(manager, sources)
+    return Registry(
+        adapters=_collect(manager.hook.surgery_adapters, sources, AdapterType, lambda value: (value.name,), _check_options),
+        architectures=_collect(manager.hook.surgery_architectures, sources, Architecture, lambda value: value.types),
+        models=_collect(manager.hook.surgery_models, sources, ModelSource, lambda value: (value.name,)),
+        datasets=_collect(manager.hook.surgery_datasets, sources, DataSource, lambda value: (value.name,)),
+        tasks=_collect(manager.hook.surgery_tasks, sources, TaskType, lambda value: (value.name,)),
+        plugins=tuple(sources.values()),
+    )
+
+
+def _installed() -> dict[str, tuple[EntryPoint, Provenance]]:
+    found: dict[str, tuple[EntryPoint, Provenance]] = {}
+    for distribution in distributions():
+        for entry in distribution.entry_points:
+            if entry.group != hooks.PROJECT:
+                continue
+            provenance = Provenance(entry.name, distribution.metadata["Name"], distribution.version)
+            seen = found.setdefault(entry.name, (entry, provenance))
+            if seen[1].distribution != provenance.distribution:
+                raise PluginError(
+                    f"two distributions name a plugin {entry.name!r}: {seen[1]} and {provenance}",
+                    hint=f"uninstall one of them, or --no-plugin {entry.name}",
+                )
+    return found
+
+
+def _chosen(entry_points: bool, only: Sequence[str], block: Sequence[str]) -> Iterator[tuple[EntryPoint, Provenance]]:
+    installed = _installed() if entry_points or only else {}
+    for name in (*only, *block):
+        if name not in installed:
+            raise PluginError(f"no installed plugin is called {name!r}", hint=nearest(name, installed))
+    autoload = entry_points and os.environ.get(AUTOLOAD_SWITCH, "0") in ("", "0")
+    for name in sorted(installed):
+        if name not in block and (autoload or name in only):
+            yield installed[name]
+
+
+def _import(entry: EntryPoint, provenance: Provenance) -> object:
+    try:
+        return entry.load()
+    except Exception as error:  # A stranger's import may raise anything; the user needs its name and the way out.
+        raise PluginError(
+            f"plugin {entry.name!r} of {provenance} cannot be imported: {type(error).__name__}: {error}",
+            entry.value,
+            f"repair or uninstall it, or run with --no-plugin {entry.name}",
+        ) from error
+
+
+def _register(
+    manager: pluggy.PluginManager, plugin: object, provenance: Provenance, sources: dict[str, Provenance]
+) -> None:
+    if any(plugin is known for known in manager.get_plugins()):
+        return  # one module, two entry points
+    try:
+        manager.register(plugin, provenance.plugin)
+    except (pluggy.PluginValidationError, ValueError) as error:
+        raise PluginError(
+            f"plugin {provenance.plugin!r} of {provenance} does not fit: {error}", hint="see docs/write-an-adapter.md"
+        ) from error
+    sources[provenance.plugin] = provenance
+
+
+def _refuse_misspelt(manager: pluggy.PluginManager, sources: Mapping[str, Provenance]) -> None:
+    known = [name for name in vars(hooks) if name.startswith("surgery_")]
+    for name, plugin in manager.list_name_plugin():
+        if plugin is None:
+            continue
+        # A function called surgery_something without the marker is as silent a mistake as a misspelt marked one.
+        members = vars(plugin) if isinstance(plugin, ModuleType) else {key: getattr(plugin, key) for key in dir(plugin)}
+        for member, value in members.items():
+            is_marked = hasattr(value, f"{hooks.PROJECT}_impl")
+            if is_marked and member not in known:
+                raise PluginError(
+                    f"plugin {name!r} of {sources[name]} implements an unknown hook {member!r}", "", nearest(member, known)
+                )
+            if not is_marked and member in known and callable(value):
+                raise PluginError(
+                    f"plugin {name!r} of {sources[name]} defines {member!r} without marking it",
+                    hint="put @surgery.hookimpl above it",
+                )
+    manager.check_pending()
+
+
+def _collect(
+    hook: Any,
+    sources: Mapping[str, Provenance],
+    kind: type[T],
+    names: Callable[[T], Iterable[str]],
+    check: Callable[[T, Provenance], None] = lambda value, provenance: None,
+) -> dict[str, Registered[T]]:
+    table: dict[str, Registered[T]] = {}
+    for implementation in sorted(hook.get_hookimpls(), key=lambda item: str(item.plugin_name)):
+        provenance = sources[implementation.plugin_name]
+        try:
+            values = list(implementation.function())
+        except Exception as error:
+            raise PluginError(
+                f"plugin {provenance.plugin!r} of {provenance}: {hook.name}() failed: {type(error).__name__}: {error}",
+                hint=f"repair it, or run with --no-plugin {provenance.plugin}",
+            ) from error
+        for value in values:
+            if not isinstance(value, kind):
+                raise PluginError(
+                    f"plugin {provenance.plugin!r} of {provenance}: {hook.name}() must return instances of "
+                    f"{kind.__name__}, not {value!r}"
+                )
+            check(value, provenance)
+            for name in names(value):
+                if name in table:
+                    raise PluginError(
+                        f"{name!r} is supplied twice: by {table[name].provenance} (plugin "
+                        f"{table[name].provenance.plugin!r}) and by {provenance} (plugin {provenance.plugin!r})",
+                        hook.name,
+                        f"block one of them: --no-plugin {provenance.plugin}",
+                    )
+                table[name] = Registered(value, provenance)
+    return dict(sorted(table.items()))
+
+
+def _check_options(value: AdapterType[Any], provenance: Provenance) -> None:
+    clash = _CORE_KEYS & set(value.options.model_fields)
+    if clash:
+        raise PluginError(
+            f"adapter {value.name!r} of {provenance} re-uses the core keys {', '.join(sorted(clash))} as options",
+            hint="rename them: options stand beside the core keys of a rule",
+        )

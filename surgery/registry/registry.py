@@ -1,0 +1,106 @@
+"""The frozen result of asking every plugin once: names -> values with provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from pydantic import ValidationError
+
+from surgery.adapter import AdapterType
+from surgery.architecture import Architecture
+from surgery.errors import PluginError, Problem, SpecError, nearest
+from surgery.registry.contracts import DataSource, ModelSource, TaskType
+from surgery.spec import Options, Rule
+
+__all__ = ["Provenance", "Registered", "Registry"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Which plugin of which distribution supplied something."""
+
+    plugin: str
+    distribution: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.distribution} {self.version}" if self.version else self.distribution
+
+
+@dataclass(frozen=True, slots=True)
+class Registered(Generic[T]):
+    """A value and where it came from."""
+
+    value: T
+    provenance: Provenance
+
+
+@dataclass(frozen=True)
+class Registry:
+    """Everything the installed plugins supply. Immutable; also the `Catalog` that specs are checked against."""
+
+    adapters: Mapping[str, Registered[AdapterType[Any]]]
+    architectures: Mapping[str, Registered[Architecture]]
+    models: Mapping[str, Registered[ModelSource]]
+    datasets: Mapping[str, Registered[DataSource]]
+    tasks: Mapping[str, Registered[TaskType[Any]]]
+    plugins: tuple[Provenance, ...] = ()
+
+    def adapter(self, name: str) -> AdapterType[Any]:
+        """Return the adapter type called `name`, or raise PluginError naming the nearest."""
+        return _get(self.adapters, name, "adapter")
+
+    def task(self, name: str) -> TaskType[Any]:
+        """Return the kind of task called `name`, or raise PluginError naming the nearest."""
+        return _get(self.tasks, name, "task")
+
+    def dataset(self, name: str) -> DataSource:
+        """Return the data source called `name`, or raise PluginError naming the nearest."""
+        return _get(self.datasets, name, "data set")
+
+    def architecture(self, model_type: str | None) -> Registered[Architecture] | None:
+        """Return the architecture for a `model_type`, or None."""
+        return self.architectures.get(model_type or "")
+
+    def adapter_names(self) -> Sequence[str]:
+        return sorted(self.adapters)
+
+    def adapter_options(self, name: str) -> type[Options]:
+        return self.adapter(name).options
+
+    def task_names(self) -> Sequence[str]:
+        return sorted(self.tasks)
+
+    def task_options(self, name: str) -> type[Options]:
+        return self.task(name).options
+
+    def bind(self, rule: Rule, where: str) -> Options:
+        """Return the rule's flat options as its adapter's own validated model.
+
+        Raises:
+            PluginError: no such adapter.
+            SpecError: an option that the adapter does not take.
+        """
+        model = self.adapter_options(rule.adapter)
+        try:
+            return model.model_validate(dict(rule.options))
+        except ValidationError as error:
+            problems = [
+                Problem(
+                    f"{detail['msg'].lower()}",
+                    f"{where}.{'.'.join(str(part) for part in detail['loc'])}",
+                    nearest(str(detail["loc"][0]), model.model_fields) if detail["type"] == "extra_forbidden" else "",
+                )
+                for detail in error.errors()
+            ]
+            raise SpecError.of(problems) from None
+
+
+def _get(table: Mapping[str, Registered[T]], name: str, kind: str) -> T:
+    if name not in table:
+        raise PluginError(f"no {kind} is called {name!r}", hint=nearest(name, table))
+    return table[name].value
