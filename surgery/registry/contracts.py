@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
@@ -31,6 +31,15 @@ class ModelSource(ABC):
     def resolve(self, ref: str) -> Path | str | None:
         """Return the folder (or hub name) that `ref` means here, or None when it is not this source's."""
 
+    def skeleton(self, ref_or_config: Any, auto_class: str | None = None) -> torch.nn.Module | None:
+        """Return the model on the meta device, without reading a weight, or None when this source cannot.
+
+        Args:
+            ref_or_config: a folder, the path of a `config.json`, a name, or a configuration object.
+            auto_class: the Auto class to build; None means the class that the configuration names.
+        """
+        return None
+
 
 class DataSource(ABC):
     """A named data set that a plugin brings."""
@@ -50,7 +59,8 @@ class TaskType(ABC, Generic[OptionsT]):
         name: what `task: {kind: ...}` says.
         summary: one line for `surgery plugins`.
         options: the Pydantic model of the keys beside `kind`.
-        columns: what the task calls its columns -> the default column name.
+        columns: what the task calls its columns -> the default column name; "" marks a column that is optional and
+            absent unless the spec names it. The first column holds the text that keeps duplicates in one split.
         metric: name of the primary metric, a key of what `score` returns.
         greater_is_better: direction of the primary metric.
         auto_class: name of the transformers Auto class, such as `AutoModelForSequenceClassification`.
@@ -70,9 +80,12 @@ class TaskType(ABC, Generic[OptionsT]):
 
     @abstractmethod
     def encode(
-        self, rows: Rows, tokenizer: Any, labels: Sequence[str], options: OptionsT, where: str
+        self, rows: Rows, tokenizer: Any, labels: Sequence[str], options: OptionsT, where: Callable[[int], str]
     ) -> list[dict[str, Any]]:
         """Return model-ready examples (`input_ids`, `labels`, ...), each a dict of Python lists or ints.
+
+        `where` says of a row's index where the row stands, such as `train.jsonl:17`. Positions without a loss have
+        the label -100.
 
         Raises:
             DataError: a value that cannot be used (a label unseen in training, a text that is no text), with its row.
