@@ -26,11 +26,13 @@ class AdapterType(ABC, Generic[OptionsT]):
         name: what a rule's `adapter:` says.
         summary: one line for `surgery plugins`.
         options: the Pydantic model of the keys that may stand beside `adapter:` in a rule.
+        joins_parts: whether the parts of a fused parameter are adapted as one where a rule wins them all.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     options: ClassVar[type[Options]] = Options
+    joins_parts: ClassVar[bool] = False
 
     @abstractmethod
     def claims(self, site: Site) -> bool:
@@ -43,6 +45,10 @@ class AdapterType(ABC, Generic[OptionsT]):
     @abstractmethod
     def parameters(self, site: Site, options: OptionsT) -> int:
         """Return how many trainable numbers `build` will make for `site`."""
+
+    def trainable_dtype(self, site: Site) -> str:
+        """Return the dtype of the trainable numbers: the site's own, but at least float32 unless overridden."""
+        return site.dtype if site.dtype == "float64" else "float32"
 
     @abstractmethod
     def build(

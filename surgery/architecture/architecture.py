@@ -41,7 +41,8 @@ class Architecture:
 
     Attributes:
         types: the `model_type` values of `config.json` that it describes.
-        base: name of the base model inside task models (`bert`, `transformer`); a bare base model works too.
+        base: name of the base model inside task models (`bert`, `transformer`), or several where task classes differ;
+            a bare base model works too.
         stacks: stack name -> path of its list of layers, relative to the base model.
         roles: role -> path relative to the base model (`*` stands for a layer: `*.mlp.up_proj`), a `Slice`, or
             several paths. A path names a module, whose parameters all get the role, or a parameter.
@@ -52,7 +53,7 @@ class Architecture:
     """
 
     types: tuple[str, ...]
-    base: str
+    base: str | tuple[str, ...]
     stacks: Mapping[str, str]
     roles: Mapping[str, Paths]
     heads: Mapping[str, Paths] = field(default_factory=dict)

@@ -18,6 +18,7 @@ from surgery.spec._scalars import ScalarProblem, plain
 __all__ = ["MAX_DEPTH", "Composed", "Finding", "Step", "compose"]
 
 MAX_DEPTH = 32
+_CORE_TAG = "tag:yaml.org,2002:"
 
 Step = str | int
 _Mark = tuple[int, int]
@@ -26,12 +27,16 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A problem of the document itself, at a line and a column (1-based)."""
+    """A problem of the document itself, at a line and a column (1-based).
+
+    `path` is set where a value was unusable and something stands in for it, so that nobody complains of the stand-in.
+    """
 
     at: _Mark
     what: str
     hint: str = ""
     fatal: bool = False
+    path: tuple[Step, ...] | None = None
 
 
 @dataclass(slots=True)
@@ -99,36 +104,38 @@ class _Composer:
         self._result.values[path] = _mark(event)
         if len(path) > MAX_DEPTH:
             self._fatal(event, f"the document is nested more than {MAX_DEPTH} levels deep")
-        self._plainness(event)
+        self._plainness(event, path)
         if isinstance(event, yaml.AliasEvent):
             return None
         if isinstance(event, yaml.ScalarEvent):
-            return self._scalar(event)
+            return self._scalar(event, path)
         if isinstance(event, yaml.SequenceStartEvent):
             return self._sequence(path)
         return self._mapping(path)
 
-    def _plainness(self, event: Any) -> None:
+    def _plainness(self, event: Any, path: tuple[Step, ...] | None = None) -> None:
         if isinstance(event, yaml.AliasEvent):
-            self._say(event, f"the alias *{_cut(event.anchor)} is not supported", "write the value out")
+            self._say(event, f"the alias *{_cut(event.anchor or '')} is not supported", "write the value out", path)
             return
         if event.anchor is not None:
-            self._say(event, f"the anchor &{_cut(event.anchor)} is not supported", "write the value out where it is used")
+            self._say(
+                event, f"the anchor &{_cut(event.anchor)} is not supported", "write the value out where it is used"
+            )
         if event.tag is not None:
             hint = "remove it; quote a value to make it text"
-            self._say(event, f"the tag {_cut(event.tag)} is not supported", hint)
+            self._say(event, f"the tag {_cut(event.tag.replace(_CORE_TAG, '!!'))} is not supported", hint, path)
 
-    def _scalar(self, event: Any) -> Any:
+    def _scalar(self, event: Any, path: tuple[Step, ...] | None = None) -> Any:
         text: str = event.value
         if bad := control_character(text):
-            self._say(event, f"the text holds the control character {bad}", "remove the character")
+            self._say(event, f"the text holds the control character {bad}", "remove the character", path)
             return ""
         if event.style:
             return text
         try:
             return plain(text)
         except ScalarProblem as problem:
-            self._say(event, problem.what, problem.hint)
+            self._say(event, problem.what, problem.hint, path)
             return 0
 
     def _sequence(self, path: tuple[Step, ...]) -> list[Any]:
@@ -171,8 +178,8 @@ class _Composer:
             return None
         return key
 
-    def _say(self, event: Any, what: str, hint: str = "") -> None:
-        self._result.findings.append(Finding(_mark(event), what, hint))
+    def _say(self, event: Any, what: str, hint: str = "", path: tuple[Step, ...] | None = None) -> None:
+        self._result.findings.append(Finding(_mark(event), what, hint, path=path))
 
     def _fatal(self, event: Any, what: str, hint: str = "") -> None:
         self._result.findings.append(Finding(_mark(event), what, hint, fatal=True))

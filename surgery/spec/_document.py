@@ -69,7 +69,9 @@ def load_document(source: Path | str, *, text: str | None = None, defer: bool = 
     if found := _FORBIDDEN.search(text):
         line, column = _position(text, found.start())
         code = f"U+{ord(found.group()):04X}"
-        raise SpecError(f"the character {code} is not allowed in a text file", f"{name}:{line}:{column}", _binary_hint(text))
+        raise SpecError(
+            f"the character {code} is not allowed in a text file", f"{name}:{line}:{column}", _binary_hint(text)
+        )
     composed = compose(_json_as_yaml(text))
     return _document(name, text, composed, defer)
 
@@ -98,7 +100,9 @@ def _read(name: str, path: Path) -> bytes:
     except (FileNotFoundError, NotADirectoryError):
         raise SpecError("there is no such file", name, _missing_hint(path)) from None
     except PermissionError:
-        raise SpecError("the file may not be read", name, "change its permissions, for example with chmod u+r") from None
+        raise SpecError(
+            "the file may not be read", name, "change its permissions, for example with chmod u+r"
+        ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise SpecError(f"the file cannot be read: {reason}", name) from None
@@ -147,7 +151,9 @@ def _json_as_yaml(text: str) -> str:
 def _names(folder: Path, limit: int = 2000) -> list[str]:
     try:
         with os.scandir(folder) as entries:
-            return [entry.name for entry, _ in zip(entries, range(limit), strict=False) if not entry.name.startswith(".")]
+            return [
+                entry.name for entry, _ in zip(entries, range(limit), strict=False) if not entry.name.startswith(".")
+            ]
     except (OSError, ValueError):
         return []
 

@@ -79,7 +79,7 @@ def some(number: int, what: str) -> Callable[[Any], Any]:
     return check
 
 
-Text = Annotated[str, AfterValidator(_text)]
+Text = Annotated[str, AfterValidator(_text), WithJsonSchema({"type": "string", "minLength": 1})]
 PatternText = Annotated[Text, AfterValidator(_pattern)]
 Layers = Annotated[
     str | tuple[int, ...],

@@ -22,7 +22,7 @@ class FrozenMap(dict[str, Any]):
 
     __setitem__ = __delitem__ = _refuse
     clear = pop = popitem = setdefault = update = _refuse
-    __ior__ = _refuse  # type: ignore[assignment]
+    __ior__ = _refuse
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))
@@ -80,4 +80,6 @@ def _check_scalar(value: Any) -> None:
         if bad := control_character(value):
             raise ValueError(f"must not hold the control character {bad}")
     else:
-        raise ValueError(f"must be plain data (text, number, true/false, null, list, mapping), not {type(value).__name__}")
+        raise ValueError(
+            f"must be plain data (text, number, true/false, null, list, mapping), not {type(value).__name__}"
+        )

@@ -35,7 +35,9 @@ def check_layers(selector: object) -> str | tuple[int, ...]:
     if not isinstance(selector, list | tuple):
         raise SpecError(f"must be {FORMS}", hint="leave the key out to mean every layer")
     if not selector:
-        raise SpecError("must name at least one layer, not the empty list", hint="leave the key out to mean every layer")
+        raise SpecError(
+            "must name at least one layer, not the empty list", hint="leave the key out to mean every layer"
+        )
     _pieces(selector, 1)
     return tuple(selector)
 
@@ -106,6 +108,8 @@ def _item(item: str, selector: str) -> _Piece:
 
 def _within(layer: int, count: int) -> int:
     if not -count <= layer < count:
-        known = f"the layers are 0 to {count - 1} (or -{count} to -1 from the end)" if count else "there are no layers here"
+        known = (
+            f"the layers are 0 to {count - 1} (or -{count} to -1 from the end)" if count else "there are no layers here"
+        )
         raise PlanError(f"layer {layer} does not exist", hint=known)
     return layer % count

@@ -64,12 +64,15 @@ def compile_pattern(text: str) -> Pattern:
     except PatternProblem as problem:
         raise _spec_error(text, problem.what, problem.position, problem.hint) from None
     except regex.error as error:
-        position = error.pos if error.pos is not None else 0
-        raise _spec_error(text, error.msg, position, "put \\ before a character that is meant literally") from None
+        position = getattr(error, "pos", None) or 0
+        reason = getattr(error, "msg", str(error))
+        raise _spec_error(text, reason, position, "put \\ before a character that is meant literally") from None
     except (RecursionError, MemoryError, OverflowError, ValueError, KeyError, IndexError) as error:
         raise _spec_error(text, f"it cannot be compiled ({type(error).__name__})", 0, "simplify it") from None
 
 
 def _spec_error(text: str, reason: str, position: int, hint: str) -> SpecError:
     shown = text if len(text) <= 60 else text[:57] + "..."
-    return SpecError(f"is not a usable regular expression: {reason} at character {position + 1} of {shown!r}", hint=hint)
+    return SpecError(
+        f"is not a usable regular expression: {reason} at character {position + 1} of {shown!r}", hint=hint
+    )

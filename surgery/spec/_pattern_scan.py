@@ -86,7 +86,9 @@ def _open(text: str, at: int, groups: list[_Group]) -> int:
     opening = _GROUP.match(text, at)
     if opening is None or text.startswith("?", opening.end()):
         raise PatternProblem(
-            f"the group {text[at : at + 4]!r} is not supported", at, "use ( ), (?: ), (?= ), (?! ), (?<= ), (?<! ) or (?i)"
+            f"the group {text[at : at + 4]!r} is not supported",
+            at,
+            "use ( ), (?: ), (?= ), (?! ), (?<= ), (?<! ) or (?i)",
         )
     if len(groups) > MAX_DEPTH:
         raise PatternProblem(f"its brackets are nested more than {MAX_DEPTH} deep", at, "split the rule into several")
@@ -118,7 +120,9 @@ def _escape(text: str, at: int, group: _Group) -> int:
     if not char:
         raise PatternProblem("it ends in a single \\", at, "write \\\\ for a literal backslash")
     if char.isalnum() and char not in _ESCAPED:
-        raise PatternProblem(f"the escape '\\{char}' is not supported", at, "use \\d, \\w, \\s, \\b or \\ before a symbol")
+        raise PatternProblem(
+            f"the escape '\\{char}' is not supported", at, "use \\d, \\w, \\s, \\b or \\ before a symbol"
+        )
     _add(group, 1)
     return at + 2
 
@@ -131,7 +135,9 @@ def _set(text: str, at: int, group: _Group) -> int:
         end += 1
     while end < len(text) and text[end] != "]":
         if text[end] == "\\" and text[end + 1 : end + 2].isalnum() and text[end + 1] not in _ESCAPED:
-            raise PatternProblem(f"the escape {text[end : end + 2]!r} is not supported", end, "write the character itself")
+            raise PatternProblem(
+                f"the escape {text[end : end + 2]!r} is not supported", end, "write the character itself"
+            )
         end += 2 if text[end] == "\\" else 1
     if end >= len(text):
         raise PatternProblem("a [ is never closed", at, "add ] or write \\[ for a literal bracket")

@@ -39,6 +39,9 @@ def spec_error(
 ) -> SpecError:
     """Return one `SpecError` for everything in `error` and in the document's own findings."""
     found = [_find(line, data, document) for line in error.errors(include_url=False)] if error is not None else []
+    if document is not None:
+        unusable = {finding.path for finding in document.findings if finding.path is not None}
+        found = [item for item in found if not any(item.path[:end] in unusable for end in range(len(item.path) + 1))]
     placed: list[tuple[tuple[int, int], Problem]] = []
     if document is not None:
         for finding in document.findings:
@@ -93,15 +96,19 @@ def _resolve(loc: tuple[str | int, ...], data: Any, kind: str) -> tuple[_Path, b
     branch = False
     node = data
     for number, step in enumerate(loc):
-        if isinstance(node, Mapping) and step in node:
-            node = node[step]
-        elif isinstance(node, list | tuple) and isinstance(step, int) and step < len(node):
+        if _holds(node, step):
             node = node[step]
         elif not (number == len(loc) - 1 and kind in ("missing", *_ABOUT_KEY)):
             branch = branch or step != "[key]"
             continue
         path.append(step)
     return tuple(path), branch
+
+
+def _holds(node: Any, step: str | int) -> bool:
+    if isinstance(node, Mapping):
+        return step in node
+    return isinstance(node, list | tuple) and isinstance(step, int) and step < len(node)
 
 
 def _at(data: Any, path: _Path) -> Any:

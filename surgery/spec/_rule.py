@@ -19,7 +19,9 @@ __all__ = ["Exclude", "Rule", "needs_pattern"]
 def needs_pattern(data: Mapping[str, Any], what: str) -> list[InitErrorDetails]:
     """Return the problem of a selection that names neither role nor target, if it does not."""
     if data.get("role") is None and data.get("target") is None:
-        return [said(f"{what} needs 'role' or 'target'", "write role: attention\\.query, or target: with a module path")]
+        return [
+            said(f"{what} needs 'role' or 'target'", "write role: attention\\.query, or target: with a module path")
+        ]
     return []
 
 
@@ -50,7 +52,9 @@ class Rule(Flat):
     layers: Layers = Field("all", description='Which layers: all, "0-5", [0, 3, -1], "first 4" or "last 4".')
     adapter: Text = Field(description="The name of an installed adapter.")
     expect: int | None = Field(None, gt=0, description="How many sites the rule must win; anything else is an error.")
-    tied: Literal["error", "share", "untie"] = Field("error", description="What to do with a weight that has two names.")
+    tied: Literal["error", "share", "untie"] = Field(
+        "error", description="What to do with a weight that has two names."
+    )
     allow_oversized: bool = Field(False, description="Allow an adapter that costs more than the weight itself.")
 
     @classmethod

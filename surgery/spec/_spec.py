@@ -13,7 +13,7 @@ from pydantic_core import InitErrorDetails
 from surgery.spec._catalog import Catalog, Context
 from surgery.spec._fields import Text, TextMap, frozen_map, in_words, plain_map, some
 from surgery.spec._flat import Flat
-from surgery.spec._frozen import MAX_INTEGER
+from surgery.spec._frozen import MAX_INTEGER, FrozenMap
 from surgery.spec._rule import Rule
 from surgery.spec._strict import Options, StrictModel, said
 from surgery.spec._training import TrainingSpec
@@ -21,8 +21,8 @@ from surgery.spec._write import to_yaml
 
 __all__ = ["MAX_RULES", "DataSpec", "ModelRef", "Spec", "TaskSpec", "Version"]
 
-MAX_RULES = 500
-VERSION = 1
+MAX_RULES = 256
+VERSION: Literal[1] = 1
 
 
 class ModelRef(StrictModel):
@@ -37,7 +37,9 @@ class ModelRef(StrictModel):
         if isinstance(data, str):
             return {"ref": data}
         if not isinstance(data, Mapping):
-            raise in_words("must be the name of a model, or a mapping with 'ref'", "write for example model: bert-base-uncased")
+            raise in_words(
+                "must be the name of a model, or a mapping with 'ref'", "write for example model: bert-base-uncased"
+            )
         return data
 
 
@@ -65,22 +67,30 @@ _Limit = Annotated[
 ]
 
 
+def _no_limit() -> Mapping[Any, int]:
+    return FrozenMap()
+
+
 class DataSpec(StrictModel):
     """Where the examples come from. What is left out can be given on the command line."""
 
     name: Text | None = Field(None, description="A data set on a hub, or a plugin's such as demo:stdlib-docstrings.")
     config: Text | None = Field(None, description="The configuration of the data set.")
     revision: Text | None = Field(None, description="A branch, tag or commit of the data set.")
-    train: Text | None = Field(None, description="A split of the data set; without a name, a .csv, .jsonl or .json file.")
+    train: Text | None = Field(
+        None, description="A split of the data set; without a name, a .csv, .jsonl or .json file."
+    )
     validation: Text | None = Field(None, description="The same for validation.")
     test: Text | None = Field(None, description="The same for the test.")
-    columns: TextMap = Field(default_factory=dict, description="What the task calls a column -> the column's name.")
-    limit: _Limit = Field(default_factory=dict, description="At most so many examples of a split.")
+    columns: TextMap = Field(
+        default_factory=FrozenMap, description="What the task calls a column -> the column's name."
+    )
+    limit: _Limit = Field(default_factory=_no_limit, description="At most so many examples of a split.")
 
 
-def _version(value: Any) -> int:
+def _version(value: Any) -> Literal[1]:
     if type(value) is int and value == VERSION:
-        return value
+        return VERSION
     if type(value) is int:
         what, hint = f"this version of surgery reads version {VERSION}, not {value}", f"write version: {VERSION}"
     else:
@@ -119,7 +129,8 @@ class Spec(StrictModel):
     data: DataSpec | None = Field(None, description="What to train on.")
     training: TrainingSpec | None = Field(None, description="How to train.")
     rules: Annotated[tuple[Rule, ...], BeforeValidator(some(MAX_RULES, "rules"))] = Field(
-        description="Read top to bottom: the first rule that matches a parameter wins it."
+        json_schema_extra={"minItems": 1, "maxItems": MAX_RULES},
+        description="Read top to bottom: the first rule that matches a parameter wins it.",
     )
 
     @classmethod

@@ -5,12 +5,13 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, ValidationInfo, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownError
 
 from surgery.errors import SpecError
+from surgery.spec._report import spec_error
 
 __all__ = ["Options", "StrictModel", "lines_of", "said", "unknown_key"]
 
@@ -28,9 +29,6 @@ class StrictModel(BaseModel):
         try:
             super().__init__(**keys)
         except ValidationError as error:
-            # Local import: the words need this module's error types.
-            from surgery.spec._report import spec_error
-
             raise spec_error(error, keys, type(self)) from None
 
     # Pydantic then treats this constructor as its own: nested validation does not call it, so contexts are kept.
@@ -84,8 +82,6 @@ class Options(StrictModel):
     floats are finite. Fields that hold several values should be tuples, which keeps the options hashable.
     """
 
-    __slots__: ClassVar[tuple[str, ...]] = ()
-
 
 def said(what: str, hint: str = "", loc: tuple[str | int, ...] = ()) -> InitErrorDetails:
     """Return a problem in the project's own words; a `what` that begins with a verb gets the key's name in front."""
@@ -107,7 +103,7 @@ def lines_of(error: ValidationError) -> Iterator[InitErrorDetails]:
         try:
             PydanticKnownError(line["type"], context)  # type: ignore[arg-type]
         except (KeyError, TypeError, ValueError):
-            kind = PydanticCustomError(line["type"], "{msg}", {"msg": line["msg"], **context})  # type: ignore[arg-type]
+            kind = PydanticCustomError(line["type"], "{msg}", {"msg": line["msg"], **context})
         yield InitErrorDetails(type=kind, loc=line["loc"], input=line["input"], ctx=context)
 
 

@@ -23,7 +23,9 @@ class ParameterGroup(StrictModel):
 
     role: PatternText | None = Field(None, description="Regular expression on the canonical role, full match.")
     target: PatternText | None = Field(None, description="Regular expression on the module path, full match.")
-    learning_rate: float | None = Field(None, gt=0, description="Learning rate of the group; null means the general one.")
+    learning_rate: float | None = Field(
+        None, gt=0, description="Learning rate of the group; null means the general one."
+    )
     weight_decay: float | None = Field(None, ge=0, description="Weight decay of the group; null means the general one.")
 
     @classmethod
@@ -46,7 +48,9 @@ class TrainingSpec(StrictModel):
     max_grad_norm: float | None = Field(1.0, gt=0, description="Gradients are clipped to this norm; null means never.")
     evaluate_every: _Count | None = Field(None, description="Steps between evaluations; null means at the end only.")
     save_every: _Count | None = Field(None, description="Steps between checkpoints; null means at the end only.")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Precision of the forward and backward pass.")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="Precision of the forward and backward pass."
+    )
     groups: Annotated[tuple[ParameterGroup, ...], BeforeValidator(at_most(64, "groups"))] = Field(
         (), description="Groups of parameters with values of their own; the first that matches wins."
     )

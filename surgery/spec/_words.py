@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -115,7 +116,13 @@ class Words:
         return self.must_be(_any_of(names), hint if hint.startswith("did") else "")
 
     def missing(self) -> _Said:
-        return f"key {self._last!r} is missing", f"add {self._last}: with a value"
+        return f"key {self._last!r} is missing", self._misspelt() or f"add {self._last}: with a value"
+
+    def _misspelt(self) -> str:
+        """Where a plugin's options are not known yet, a core key misspelt ends up among them."""
+        options = self._value.get("options") if isinstance(self._value, dict) else None
+        close = difflib.get_close_matches(self._last, list(options or ())[:200], n=1, cutoff=0.75)
+        return f"is {close[0]!r} meant to be {self._last!r}?" if close else ""
 
     def unknown(self) -> _Said:
         if hint := self._context.get("hint"):
@@ -155,7 +162,9 @@ class Words:
 
     def _fallback(self) -> _Said:
         what = re.sub(r"^Input should (?:be )?", "must be ", self._message)
-        return (f"{self.label} {what}" if what.startswith(_VERBS) else f"{self.label}: {what[:1].lower()}{what[1:]}"), ""
+        return (
+            f"{self.label} {what}" if what.startswith(_VERBS) else f"{self.label}: {what[:1].lower()}{what[1:]}"
+        ), ""
 
     def _number_hint(self) -> str:
         if self._value is None:

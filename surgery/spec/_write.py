@@ -24,7 +24,7 @@ class _Dumper(yaml.SafeDumper):
 # YAML 1.1, which PyYAML's own resolvers know, takes `1e-3` and `0o7` for text; YAML 1.2 and this project do not.
 _Dumper.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d+)(?:[eE][-+]?\d+)?$|^0o?[0-7]+$|^[-+]?\.(?:inf|nan)$", re.I),
+    re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d+)(?:[eE][-+]?\d+)?$|^0o?[0-7]+$|^[-+]?\.(?:inf|nan)$", re.IGNORECASE),
     list("-+.0123456789"),
 )
 

@@ -1,0 +1,36 @@
+"""RoBERTa and its task heads."""
+
+from surgery import Architecture, hookimpl
+
+ROBERTA = Architecture(
+    types=("roberta",),
+    base="roberta",
+    stacks={"encoder": "encoder.layer"},
+    roles={
+        "embedding.token": "embeddings.word_embeddings",
+        "embedding.position": "embeddings.position_embeddings",
+        "embedding.token_type": "embeddings.token_type_embeddings",
+        "norm.embedding": "embeddings.LayerNorm",
+        "attention.query": "*.attention.self.query",
+        "attention.key": "*.attention.self.key",
+        "attention.value": "*.attention.self.value",
+        "attention.output": "*.attention.output.dense",
+        "norm.attention.post": "*.attention.output.LayerNorm",
+        "mlp.up": "*.intermediate.dense",
+        "mlp.down": "*.output.dense",
+        "norm.mlp.post": "*.output.LayerNorm",
+        "head.transform": "pooler.dense",
+    },
+    heads={
+        "head.transform": ("classifier.dense", "lm_head.dense"),
+        "norm.head": "lm_head.layer_norm",
+        "head.lm": ("lm_head.decoder", "lm_head"),
+        "head.classifier": ("classifier.out_proj", "classifier", "qa_outputs"),
+    },
+    ties={"lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight"},
+)
+
+
+@hookimpl
+def surgery_architectures() -> list[Architecture]:
+    return [ROBERTA]

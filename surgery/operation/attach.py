@@ -1,0 +1,120 @@
+"""Attaching a plan: build every adapter first, then swap classes; a failure anywhere leaves the model as it was."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from surgery.adapter import Adapter
+from surgery.errors import PluginError
+from surgery.operation.fold import canonical_view
+from surgery.operation.host import HostState, host_class_of, is_operated, operated_class
+from surgery.operation.ledger import Ledger
+from surgery.planning import Edit, Plan
+from surgery.planning.live import STATE_CHILD
+from surgery.registry import Registry
+
+__all__ = ["Built", "attach_state", "build_adapters", "site_seed", "slot_key"]
+
+_KNOWN_FORWARDS = frozenset({"linear", "conv1d", "embedding"})
+
+
+@dataclass(frozen=True)
+class Built:
+    """One edit's adapter, ready to be attached, and the channel it will use."""
+
+    edit: Edit
+    adapter: Adapter
+    folds: bool
+
+
+def site_seed(seed: int, key: str) -> int:
+    """Return the seed of one site's adapter: a function of (seed, site) and of nothing else."""
+    digest = hashlib.sha256(f"{seed}\0{key}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") & (2**63 - 1)
+
+
+def slot_key(edit: Edit) -> str:
+    """Return the name under which an edit's adapter stands in its host's child (module names hold no dots)."""
+    site = edit.site
+    return f"{site.parameter}_{site.role.replace('.', '_')}" if site.slice else site.parameter
+
+
+def build_adapters(plan: Plan, modules: Mapping[str, nn.Module], registry: Registry) -> list[Built]:
+    """Build the adapters of all edits without touching the model or torch's global random state.
+
+    Raises:
+        PluginError: an adapter type that raised, or built something else than it had promised.
+    """
+    built = []
+    with torch.random.fork_rng(devices=[]):
+        for edit in plan.edits:
+            built.append(_build(edit, modules[edit.site.path], plan.spec.seed, registry))
+    return built
+
+
+def _build(edit: Edit, host: nn.Module, seed: int, registry: Registry) -> Built:
+    kind = registry.adapter(edit.adapter)
+    pristine = {}
+    for site in edit.sites:
+        tensor = host._parameters[site.parameter]
+        assert tensor is not None
+        pristine[site.parameter] = canonical_view(tensor.detach(), site)
+    generator = torch.Generator().manual_seed(site_seed(seed, edit.site.key))
+    where = f"adapter {edit.adapter!r} on {edit.site.key}"
+    try:
+        adapter = kind.build(edit.site, edit.options, pristine, generator)
+    except Exception as error:
+        raise PluginError(
+            f"build failed: {type(error).__name__}: {error}", where, "the model is unchanged"
+        ) from error
+    if not isinstance(adapter, Adapter):
+        raise PluginError(f"build must return an Adapter, not {type(adapter).__name__}", where)
+    trainable = list(adapter.parameters())
+    count = sum(parameter.numel() for parameter in trainable)
+    if count != edit.parameters:
+        raise PluginError(f"the plan promised {edit.parameters:,} parameters, build made {count:,}", where)
+    base = host._parameters[edit.site.parameter]
+    assert base is not None
+    if any(parameter.untyped_storage().data_ptr() == base.untyped_storage().data_ptr() for parameter in trainable):
+        raise PluginError("build must not keep the base's own memory; clone it", where)
+    adapter.to(base.device).train(host.training)
+    knows_forward = edit.site.host in _KNOWN_FORWARDS and _is_exact(host) and edit.site.parameter == "weight"
+    return Built(edit, adapter, not (type(adapter).activates and knows_forward and edit.tied != "share"))
+
+
+def _is_exact(host: nn.Module) -> bool:
+    """Whether the host's forward is the plain linear map or look-up; subclasses may compute anything."""
+    cls = host_class_of(host)
+    return cls in (nn.Linear, nn.Embedding) or (cls.__name__ == "Conv1D" and cls.__module__.startswith("transformers."))
+
+
+def attach_state(host: nn.Module, overridden: frozenset[str], activates: bool, ledger: Ledger) -> None:
+    """Give `host` the class and child that the edits need, widening what it already has; recorded in `ledger`."""
+    old = type(host)
+    recipe = getattr(old, "_surgery_recipe", (host_class_of(host), frozenset(), False))
+    new = operated_class(recipe[0], recipe[1] | overridden, recipe[2] or activates)
+
+    def restore_class() -> None:
+        host.__class__ = old
+
+    if not is_operated(host):
+        state = HostState()
+        state.train(host.training)
+
+        def add_child() -> None:
+            host._modules[STATE_CHILD] = state
+
+        def drop_child() -> None:
+            host._modules.pop(STATE_CHILD, None)
+
+        ledger.act(add_child, drop_child)
+
+    def swap_class() -> None:
+        host.__class__ = new
+
+    ledger.act(swap_class, restore_class)

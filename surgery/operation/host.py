@@ -1,0 +1,138 @@
+"""The class swap: a host keeps its parameters, keys and identity, and gets a subclass of its own class and one child."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from surgery.adapter import Adapter
+from surgery.operation.fold import Link, fold_chain
+from surgery.planning.live import STATE_CHILD
+
+__all__ = ["HostState", "host_class_of", "is_operated", "operated_class"]
+
+
+class HostState(nn.Module):
+    """The one child of an operated host: its adapters, and what they presently do.
+
+    Attributes:
+        adapters: adapter name -> slot -> Adapter: the trainable tensors.
+        activations: groups of adapters to apply to the host's output, in canonical order.
+        overrides: parameter name -> chain of adapters that the host's forward must see folded in.
+        pristine: parameter name -> the base's tensor, while the live one holds a merge.
+        calls: counts uses of each adapter during a probe; None otherwise.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.adapters = nn.ModuleDict()
+        self.activations: tuple[tuple[Adapter, ...], ...] = ()
+        self.overrides: dict[str, tuple[Link, ...]] = {}
+        self.pristine: dict[str, torch.Tensor] = {}
+        self.calls: dict[int, int] | None = None
+        self._optional_prefix: str | None = None
+        self.register_load_state_dict_post_hook(_forgive_missing)
+
+    def value(self, parameter: str, base: torch.Tensor) -> torch.Tensor:
+        """Return what the host computes with for `parameter`."""
+        chain = self.overrides.get(parameter)
+        if not chain:
+            return base
+        self._count(adapter for adapter, _ in chain)
+        return fold_chain(parameter, self.pristine.get(parameter, base), chain).to(base.dtype)
+
+    def apply_to(self, inputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """Return the host's output with every active activation adapter applied."""
+        for group in self.activations:
+            self._count(group)
+            output = type(group[0]).activate(group, inputs, output)
+        return output
+
+    def _count(self, adapters: Any) -> None:
+        if self.calls is not None:
+            for adapter in adapters:
+                self.calls[id(adapter)] = self.calls.get(id(adapter), 0) + 1
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Base checkpoints stay loadable, strictly, while operated: a state dict without any adapter tensor of this
+        # host misses none. One that holds some of them must hold them all.
+        self._optional_prefix = None if any(key.startswith(prefix) for key in state_dict) else prefix
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _forgive_missing(state: HostState, incompatible: Any) -> None:
+    prefix = state._optional_prefix
+    if prefix is not None:
+        kept = [key for key in incompatible.missing_keys if not key.startswith(prefix)]
+        incompatible.missing_keys[:] = kept
+
+
+def is_operated(module: nn.Module) -> bool:
+    """Return whether `module` is an operated host."""
+    return isinstance(module._modules.get(STATE_CHILD), HostState)
+
+
+def host_class_of(module: nn.Module) -> type[nn.Module]:
+    """Return the class that the host had before it was operated."""
+    original: type[nn.Module] = getattr(type(module), "_surgery_host_class", type(module))
+    return original
+
+
+@lru_cache(maxsize=None)
+def operated_class(host_class: type[nn.Module], overridden: frozenset[str], activates: bool) -> type[nn.Module]:
+    """Return the subclass of `host_class` that consults its `surgery` child.
+
+    Args:
+        host_class: the host's own class.
+        overridden: parameter names read through a property, so that forward sees folded values.
+        activates: whether the output is passed through the active adapters.
+    """
+    namespace: dict[str, Any] = {
+        "__module__": host_class.__module__,
+        "__qualname__": host_class.__qualname__,
+        "__doc__": host_class.__doc__,
+        "__reduce_ex__": _reduce_ex,
+        "_surgery_host_class": host_class,
+        "_surgery_recipe": (host_class, overridden, activates),
+    }
+    for name in sorted(overridden):
+        namespace[name] = property(_getter(name))
+    if activates:
+        namespace["forward"] = _forward(host_class)
+    return type(host_class.__name__, (host_class,), namespace)
+
+
+def _getter(name: str) -> Callable[[nn.Module], torch.Tensor | None]:
+    def get(self: nn.Module) -> torch.Tensor | None:
+        base = self._parameters[name]
+        state = self._modules.get(STATE_CHILD)
+        return base if base is None or not isinstance(state, HostState) else state.value(name, base)
+
+    return get
+
+
+def _forward(host_class: type[nn.Module]) -> Callable[..., torch.Tensor]:
+    base_forward = host_class.forward
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        output: torch.Tensor = base_forward(self, *args, **kwargs)
+        inputs = args[0] if args else next(iter(kwargs.values()))
+        state: HostState = self._modules[STATE_CHILD]  # type: ignore[assignment]
+        return state.apply_to(inputs, output)
+
+    return forward
+
+
+def _reduce_ex(self: nn.Module, protocol: int) -> tuple[Any, ...]:
+    # The swapped class is made at run time and cannot be found by name: copies and pickles remake it.
+    recipe = type(self)._surgery_recipe  # type: ignore[attr-defined]
+    return _revive, recipe, self.__dict__
+
+
+def _revive(host_class: type[nn.Module], overridden: frozenset[str], activates: bool) -> nn.Module:
+    cls = operated_class(host_class, overridden, activates)
+    return cls.__new__(cls)

@@ -1,0 +1,98 @@
+"""Merging: live = round_once(W + what the active set adds), always computed from the pristine W, never by subtracting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from surgery.errors import StateError
+from surgery.operation.bits import round_once, same_bits
+from surgery.operation.fold import fold_chain
+from surgery.operation.slot import Slot
+
+__all__ = ["MergeRecord", "merged_value"]
+
+
+@dataclass(frozen=True)
+class MergeRecord:
+    """What merging did to one tensor, and what storing it in the base's dtype lost.
+
+    Attributes:
+        name: the tensor's name.
+        delta_rel: |dW| / |W| (Frobenius norms).
+        realised_delta_rel_err: |stored dW - dW| / |dW|: how far the stored change is from the computed one.
+        unmoved: share of elements that should have moved and did not.
+        elements: number of elements.
+    """
+
+    name: str
+    delta_rel: float
+    realised_delta_rel_err: float
+    unmoved: float
+    elements: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@torch.no_grad()
+def merged_value(slot: Slot, names: Iterable[str]) -> tuple[torch.Tensor, MergeRecord]:
+    """Return the live tensor for the active set `names`, and the record of what that does.
+
+    The sum is taken in float64 in canonical order, so it depends on the set alone; it is rounded once. Elements that
+    the adapters leave where they are keep their very bits (-0 and NaN payloads included).
+
+    Raises:
+        StateError: an adapter holds NaN or inf, or a finite weight would become NaN or inf.
+    """
+    chain = slot.chain(names)
+    for adapter, site in chain:
+        for name, tensor in adapter.named_parameters():
+            if not bool(torch.isfinite(tensor).all()):
+                raise StateError(f"the adapter's tensor {name!r} holds NaN or inf", site.key, "nothing was merged")
+    pristine = slot.pristine()
+    device = pristine.device
+    # MPS has no float64; everything is computed where float64 is.
+    wide = pristine.to("cpu" if device.type == "mps" else device, torch.float64)
+    chain_device = wide.device
+    for adapter, _ in chain:
+        if next(adapter.parameters()).device != chain_device:
+            raise StateError("the adapter is on another device than its host", slot.name, "move the model as a whole")
+    folded = fold_chain(slot.owners[0].parameter, wide, chain).to(torch.float64)
+    is_kept = (folded == wide) | wide.isnan()
+    rounded = round_once(folded, pristine.dtype)
+    value = torch.where(is_kept, pristine.to(wide.device), rounded)
+    if bool((torch.isfinite(wide) & ~torch.isfinite(value)).any()):
+        raise StateError(
+            f"merging would turn finite weights into NaN or inf in {pristine.dtype}",
+            slot.name,
+            "nothing was merged; use a wider dtype or a smaller scale",
+        )
+    record = _record(slot.name, wide, folded, value)
+    return value.to(device).contiguous(), record
+
+
+def _record(name: str, wide: torch.Tensor, folded: torch.Tensor, value: torch.Tensor) -> MergeRecord:
+    is_finite = torch.isfinite(wide)
+    zero = torch.zeros((), dtype=torch.float64, device=wide.device)
+    delta = torch.where(is_finite, folded - wide, zero)
+    stored = torch.where(is_finite, value.to(torch.float64) - wide, zero)
+    norm = float(torch.linalg.vector_norm(delta))
+    base = float(torch.linalg.vector_norm(torch.where(is_finite, wide, zero)))
+    moves = delta != 0
+    moving = int(moves.sum())
+    return MergeRecord(
+        name=name,
+        delta_rel=norm / base if base else (0.0 if norm == 0 else float("inf")),
+        realised_delta_rel_err=float(torch.linalg.vector_norm(stored - delta)) / norm if norm else 0.0,
+        unmoved=int((moves & (stored == 0)).sum()) / moving if moving else 0.0,
+        elements=wide.numel(),
+    )
+
+
+def differing_elements(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> int:
+    """Return how many elements differ in bits between two lists of tensors of equal shapes and dtypes."""
+    return sum(int((~same_bits(a, b)).sum()) for a, b in zip(left, right, strict=True))

@@ -1,0 +1,7 @@
+"""What will change, decided before a byte changes."""
+
+from surgery.planning.make import inventory, plan, sites
+from surgery.planning.plan import Edit, Plan, RuleOutcome
+from surgery.planning.render import render_plan, render_sites
+
+__all__ = ["Edit", "Plan", "RuleOutcome", "inventory", "plan", "render_plan", "render_sites", "sites"]

@@ -1,0 +1,89 @@
+"""What a model holds, as data: names, shapes, dtypes, hosts and ties, without a tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+__all__ = ["DTYPE_BYTES", "Inventory", "ParameterEntry"]
+
+DTYPE_BYTES: dict[str, int] = {
+    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1,
+    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterEntry:
+    """One name of one parameter.
+
+    Attributes:
+        path: path of the module that holds it.
+        parameter: its name there.
+        shape, dtype: as stored; the dtype by torch's name.
+        host: `linear`, `conv1d`, `embedding`, `norm` or `other`; empty when only a file header is known.
+    """
+
+    path: str
+    parameter: str
+    shape: tuple[int, ...]
+    dtype: str
+    host: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.path}.{self.parameter}" if self.path else self.parameter
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.size * DTYPE_BYTES.get(self.dtype, 4)
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """All parameters of a model in module order.
+
+    Attributes:
+        model_type: the `model_type` of its configuration, if it has one.
+        class_name: name of the model's class, if known.
+        origin: `model`, `config` or `headers`: what the inventory was taken from.
+        entries: one for each name; a tied parameter has several.
+        ties: name -> all other names of the same tensor, for tied names only.
+    """
+
+    model_type: str | None
+    class_name: str
+    origin: str
+    entries: tuple[ParameterEntry, ...]
+    ties: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def canonical(self, name: str) -> str:
+        """Return the first name, in module order, of the tensor called `name`."""
+        others = self.ties.get(name, ())
+        return min((name, *others), key=self._order.__getitem__) if others else name
+
+    @cached_property
+    def _order(self) -> dict[str, int]:
+        return {entry.name: index for index, entry in enumerate(self.entries)}
+
+    @property
+    def parameters(self) -> int:
+        """Number of elements, tied tensors counted once."""
+        return sum(entry.size for entry in self.distinct)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all parameters, tied tensors counted once."""
+        return sum(entry.bytes for entry in self.distinct)
+
+    @cached_property
+    def distinct(self) -> tuple[ParameterEntry, ...]:
+        """One entry for each tensor."""
+        tied = {name for name in self.ties if self.canonical(name) != name}
+        return tuple(entry for entry in self.entries if entry.name not in tied)

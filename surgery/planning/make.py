@@ -1,0 +1,103 @@
+"""Making plans: from a live model, a configuration, or a checkpoint's headers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from surgery.architecture import Architecture, Site
+from surgery.errors import PlanError, nearest
+from surgery.planning.headers import inventory_of_checkpoint, read_config
+from surgery.planning.inventory import Inventory
+from surgery.planning.live import inventory_of_module
+from surgery.planning.plan import Plan
+from surgery.planning.resolve import resolve
+from surgery.planning.sites import sites_of
+from surgery.registry import Registered, Registry, load_registry
+from surgery.spec import Spec
+
+__all__ = ["inventory", "plan", "sites"]
+
+
+def plan(spec: Spec, subject: Any, registry: Registry | None = None, *, auto_class: str | None = None) -> Plan:
+    """Decide what `spec` does to `subject`, touching nothing.
+
+    Args:
+        spec: the validated spec.
+        subject: an `nn.Module`; a transformers configuration; the path of a checkpoint folder, of a `.safetensors`
+            file or of a `config.json`; or a model's name. No weights are read.
+        registry: the installed plugins; None loads them.
+        auto_class: the transformers Auto class to build from a configuration, for the head of a task.
+
+    Raises:
+        PlanError: the spec does not fit the model; every reason at once.
+    """
+    registry = registry or load_registry()
+    found = inventory(subject, registry, auto_class=auto_class)
+    described = registry.architecture(found.model_type)
+    edits, outcomes = resolve(spec.rules, sites_of(found, _value(described)), found, registry)
+    return Plan(
+        spec=spec,
+        model_type=found.model_type or "",
+        class_name=found.class_name,
+        origin=found.origin,
+        architecture=f"{found.model_type} ({described.provenance})" if described else "",
+        edits=edits,
+        outcomes=outcomes,
+        model_parameters=found.parameters,
+        model_bytes=found.bytes,
+    )
+
+
+def sites(subject: Any, registry: Registry | None = None, *, auto_class: str | None = None) -> tuple[Site, ...]:
+    """Return every site of `subject` (see `plan`), in module order."""
+    registry = registry or load_registry()
+    found = inventory(subject, registry, auto_class=auto_class)
+    return sites_of(found, _value(registry.architecture(found.model_type)))
+
+
+def inventory(subject: Any, registry: Registry, *, auto_class: str | None = None) -> Inventory:
+    """Take the inventory of whatever `subject` is (see `plan`)."""
+    if hasattr(subject, "named_modules"):
+        return inventory_of_module(subject)
+    if isinstance(subject, (str, Path)):
+        return _of_reference(str(subject), registry, auto_class)
+    if getattr(subject, "model_type", None):
+        return _of_skeleton(subject, registry, auto_class)
+    raise PlanError(
+        f"cannot take the inventory of {type(subject).__name__}",
+        hint="give an nn.Module, a configuration, a checkpoint folder, or a model's name",
+    )
+
+
+def _of_reference(ref: str, registry: Registry, auto_class: str | None) -> Inventory:
+    resolved: Path | str = ref
+    for source in registry.models.values():
+        found = source.value.resolve(ref)
+        if found is not None:
+            resolved = found
+            break
+    path = Path(resolved)
+    if path.exists() and auto_class is None and _has_weights(path):
+        config = read_config(path)
+        model_type = str(config.get("model_type") or "") or None
+        return inventory_of_checkpoint(path, _value(registry.architecture(model_type)), model_type)
+    return _of_skeleton(str(resolved), registry, auto_class)
+
+
+def _has_weights(path: Path) -> bool:
+    return path.suffix == ".safetensors" or any(path.glob("*.safetensors")) or not (path / "config.json").is_file()
+
+
+def _of_skeleton(ref_or_config: Any, registry: Registry, auto_class: str | None) -> Inventory:
+    for source in registry.models.values():
+        model = source.value.skeleton(ref_or_config, auto_class)
+        if model is not None:
+            return inventory_of_module(model, origin="config")
+    raise PlanError(
+        f"no installed plugin can build {ref_or_config!r} without its weights", hint=nearest("", registry.models)
+    )
+
+
+def _value(described: Registered[Architecture] | None) -> Architecture | None:
+    return described.value if described else None

@@ -1,0 +1,266 @@
+"""Which rule wins which site: read top to bottom, the first match wins, and nothing is silent."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from surgery.adapter import AdapterType
+from surgery.architecture import Site
+from surgery.errors import PlanError, Problem, SurgeryError, nearest
+from surgery.planning.inventory import Inventory
+from surgery.planning.plan import Edit, RuleOutcome
+from surgery.registry import Registry
+from surgery.spec import Options, Rule, compile_pattern, layer_indices
+
+__all__ = ["resolve"]
+
+_Claim = tuple[str, str]  # (canonical parameter name, role of the part or "")
+
+
+@dataclass
+class _State:
+    """What earlier rules have taken, and what went wrong so far."""
+
+    winners: dict[_Claim, int] = field(default_factory=dict)
+    edits: list[Edit] = field(default_factory=list)
+    outcomes: list[RuleOutcome] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def resolve(
+    rules: Sequence[Rule], sites: Sequence[Site], inventory: Inventory, registry: Registry
+) -> tuple[tuple[Edit, ...], tuple[RuleOutcome, ...]]:
+    """Decide every rule over all sites.
+
+    Raises:
+        PlanError: everything that is wrong at once: rules that match or win nothing, layers out of range, failed
+            `expect`s, tied weights cut by one name, adapters larger than what they adapt.
+        SpecError, PluginError: an unknown adapter or an option that it does not take.
+    """
+    state = _State()
+    resolver = _Resolver(sites, inventory)
+    for index, rule in enumerate(rules):
+        kind = registry.adapter(rule.adapter)
+        options = registry.bind(rule, f"rules[{index}]")
+        try:
+            resolver.apply(index, rule, kind, options, state)
+        except SurgeryError as error:
+            state.problems.extend(
+                replace(problem, where=problem.where or _where(index, rule)) for problem in error.problems
+            )
+    if state.problems:
+        raise PlanError.of(state.problems)
+    order = {site.key: position for position, site in enumerate(sites)}
+    edits = sorted(state.edits, key=lambda edit: order.get(edit.site.key, order.get(edit.site.name, 0)))
+    return tuple(edits), tuple(state.outcomes)
+
+
+class _Resolver:
+    def __init__(self, sites: Sequence[Site], inventory: Inventory) -> None:
+        self._sites = sites
+        self._inventory = inventory
+        self._layers: dict[str, int] = {}
+        for site in sites:
+            if site.layer is not None:
+                self._layers[site.stack] = max(self._layers.get(site.stack, 0), site.layer + 1)
+
+    def apply(self, index: int, rule: Rule, kind: AdapterType[Any], options: Options, state: _State) -> None:
+        matched = self._matched(rule)
+        if not matched:
+            raise PlanError("the rule matches no site", _where(index, rule), self._suggest(rule))
+        claimed = [site for site in matched if kind.claims(site)]
+        if not claimed:
+            raise PlanError(
+                f"the rule matches {len(matched)} parameters, and {rule.adapter!r} can adapt none of them",
+                _where(index, rule),
+                f"first match: {matched[0].name}, a {matched[0].host} of shape {list(matched[0].shape)}",
+            )
+        free, lost = self._free(self._untangle(rule, claimed), state)
+        if not free:
+            winners = ", ".join(f"rules[{winner}] took {count}" for winner, count in sorted(lost.items()))
+            raise PlanError(
+                f"earlier rules have won every site that the rule matches ({winners})",
+                _where(index, rule),
+                "move the rule up, narrow the earlier one, or remove this one",
+            )
+        edits = self._edits(index, rule, kind, options, free)
+        if rule.expect is not None and rule.expect != len(free):
+            raise PlanError(
+                f"the rule expects {rule.expect} sites and wins {len(free)}",
+                f"{_where(index, rule)}.expect",
+                f"it matches {len(claimed)} and loses {sum(lost.values())} to earlier rules",
+            )
+        for edit in edits:
+            for site in edit.sites:
+                state.winners[self._claim(site, edit.tied)] = index
+        state.edits.extend(edits)
+        state.outcomes.append(
+            RuleOutcome(
+                index=index,
+                rule=rule,
+                won=len(free),
+                lost=dict(sorted(lost.items())),
+                unclaimed=len(matched) - len(claimed),
+                parameters=sum(edit.parameters for edit in edits),
+            )
+        )
+
+    def _matched(self, rule: Rule) -> list[Site]:
+        chosen = {
+            stack: None if rule.layers == "all" else set(layer_indices(rule.layers, count))
+            for stack, count in (self._layers or {"": 0}).items()
+        }
+        selects_layers = rule.layers != "all"
+        wanted = _matcher(rule.role, rule.target)
+        unwanted = _matcher(rule.exclude.role, rule.exclude.target) if rule.exclude else None
+        return [
+            site
+            for site in self._sites
+            if (not selects_layers or (site.layer is not None and site.layer in (chosen[site.stack] or ())))
+            and wanted(site)
+            and not (unwanted and unwanted(site))
+        ]
+
+    def _untangle(self, rule: Rule, sites: list[Site]) -> list[tuple[Site, str]]:
+        """Decide tied names: all of them matched means shared; only some of them needs `tied:`."""
+        names = {site.name for site in sites}
+        kept: list[tuple[Site, str]] = []
+        problems: list[Problem] = []
+        for site in sites:
+            if not site.tied:
+                kept.append((site, ""))
+                continue
+            is_whole = names.issuperset(site.tied)
+            if rule.tied == "untie":
+                kept.append((site, "untie"))
+            elif is_whole or rule.tied == "share":
+                first = min(names.intersection((site.name, *site.tied)), key=self._position)
+                if site.name == first:
+                    kept.append((site, "share"))
+            else:
+                problems.append(
+                    Problem(
+                        f"{site.name} is tied to {', '.join(site.tied)}, and the rule matches only the one name",
+                        "",
+                        "say `tied: share` to adapt the shared tensor, `tied: untie` to cut this name off, "
+                        "or exclude it",
+                    )
+                )
+        if problems:
+            raise PlanError.of(problems)
+        return kept
+
+    def _position(self, name: str) -> int:
+        return self._order.setdefault(name, len(self._order))
+
+    @property
+    def _order(self) -> dict[str, int]:
+        if not hasattr(self, "_positions"):
+            self._positions = {entry.name: index for index, entry in enumerate(self._inventory.entries)}
+        return self._positions
+
+    def _claim(self, site: Site, tied: str) -> _Claim:
+        name = site.name if tied == "untie" else self._inventory.canonical(site.name)
+        return name, site.role if site.slice else ""
+
+    def _free(self, sites: list[tuple[Site, str]], state: _State) -> tuple[list[tuple[Site, str]], Counter[int]]:
+        lost: Counter[int] = Counter()
+        free = []
+        for site, tied in sites:
+            winner = state.winners.get(self._claim(site, tied))
+            if winner is None and site.slice:
+                winner = state.winners.get((self._inventory.canonical(site.name), ""))
+            if winner is None:
+                free.append((site, tied))
+            else:
+                lost[winner] += 1
+        return free, lost
+
+    def _edits(
+        self, index: int, rule: Rule, kind: AdapterType[Any], options: Options, free: list[tuple[Site, str]]
+    ) -> list[Edit]:
+        edits: list[Edit] = []
+        problems: list[Problem] = []
+        for site, tied in _join_parts(free, self._sites) if kind.joins_parts else free:
+            count = kind.parameters(site, options)
+            if count > site.size and not rule.allow_oversized:
+                problems.append(
+                    Problem(
+                        f"{rule.adapter} would train {count:,} numbers for {site.key}, which has only {site.size:,}",
+                        _where(index, rule),
+                        "lower the rank, use a full-tuning adapter there, or say `allow_oversized: true`",
+                    )
+                )
+            companions = tuple(self._companion(site, name) for name in kind.companions(site, options))
+            edits.append(
+                Edit(site, companions, index, kind.name, options, count, kind.trainable_dtype(site), tied)
+            )
+        if problems:
+            raise PlanError.of(problems[:1] if len({problem.hint for problem in problems}) == 1 else problems)
+        return edits
+
+    def _companion(self, site: Site, parameter: str) -> Site:
+        for other in self._sites:
+            if other.path == site.path and other.parameter == parameter and other.role == site.role:
+                return other
+        raise PlanError(
+            f"the adapter also needs {parameter!r} of {site.path!r}, which has none", "", "turn that option off there"
+        )
+
+    def _suggest(self, rule: Rule) -> str:
+        parts = []
+        if rule.role is not None:
+            roles = {site.role for site in self._sites if not site.role.startswith("other.")}
+            if roles:
+                parts.append(nearest(rule.role.replace("\\", ""), roles))
+            else:
+                parts.append("this model has no architecture plugin, so no roles: use `target:`")
+        if rule.target is not None:
+            paths = {site.path for site in self._sites}
+            parts.append(nearest(rule.target.replace("\\", ""), paths))
+        if rule.layers != "all":
+            parts.append(f"layers: {rule.layers}")
+        return "; ".join(part for part in parts if part)
+
+
+def _matcher(role: str | None, target: str | None) -> Any:
+    by_role = compile_pattern(role) if role is not None else None
+    by_target = compile_pattern(target) if target is not None else None
+
+    def matches(site: Site) -> bool:
+        if by_role is not None and not by_role.fullmatch(site.role):
+            return False
+        return by_target is None or by_target.fullmatch(site.path) or by_target.fullmatch(site.name)
+
+    return matches
+
+
+def _join_parts(free: list[tuple[Site, str]], sites: Sequence[Site]) -> list[tuple[Site, str]]:
+    """Put the parts of one parameter together again where every part of it is free."""
+    parts: dict[str, list[Site]] = {}
+    for site in sites:
+        if site.slice:
+            parts.setdefault(site.name, []).append(site)
+    free_keys = {site.key for site, _ in free}
+    joined: list[tuple[Site, str]] = []
+    done: set[str] = set()
+    for site, tied in free:
+        group = parts.get(site.name, [])
+        if not site.slice or any(part.key not in free_keys for part in group):
+            joined.append((site, tied))
+        elif site.name not in done:
+            done.add(site.name)
+            axis = site.slice.axis
+            extent = sum(part.slice.size for part in group if part.slice)
+            shape = (*site.shape[:axis], extent, *site.shape[axis + 1 :])
+            role = "+".join(part.role for part in group)
+            joined.append((replace(site, role=role, shape=shape, slice=None), tied))
+    return joined
+
+
+def _where(index: int, rule: Rule) -> str:
+    patterns = [f"role: {rule.role}" if rule.role is not None else "", f"target: {rule.target}" if rule.target else ""]
+    return f"rules[{index}] ({', '.join(pattern for pattern in patterns if pattern)})"

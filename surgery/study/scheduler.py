@@ -1,0 +1,197 @@
+"""Running independent jobs: one interface, so that a process pool and a cluster are interchangeable."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Protocol, TypeVar
+
+from surgery.errors import Problem, SurgeryError, TrainingError
+
+__all__ = ["InProcess", "LocalPool", "Scheduler", "Titled", "local_engine", "width"]
+
+
+class Titled(Protocol):
+    """A job that can say what it is."""
+
+    @property
+    def title(self) -> str:
+        """How progress and errors call the job."""
+        ...
+
+
+JobT = TypeVar("JobT", bound=Titled)
+ResultT = TypeVar("ResultT")
+
+
+class Scheduler(Protocol):
+    """What a study needs of an engine."""
+
+    def map(self, work: Callable[[JobT], ResultT], jobs: Sequence[JobT]) -> Iterator[tuple[JobT, ResultT]]:
+        """Yield each job with its result, in whatever order they finish.
+
+        When a job fails, the jobs already running are still waited for and yielded, no other is begun, and then one
+        `SurgeryError` is raised that names the job.
+        """
+        ...
+
+
+class InProcess:
+    """Runs jobs one after the other in this process, with one torch thread, as a worker of the pool would."""
+
+    def map(self, work: Callable[[JobT], ResultT], jobs: Sequence[JobT]) -> Iterator[tuple[JobT, ResultT]]:
+        """See `Scheduler.map`."""
+        for job in jobs:
+            with _one_thread():
+                try:
+                    result = work(job)
+                except Exception as error:  # whatever a plugin raises, the user needs to know in which cell
+                    raise _named(job, error) from error
+            yield job, result
+
+
+class LocalPool:
+    """Runs jobs in `workers` fresh processes of this machine, with one torch thread each."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+
+    def map(self, work: Callable[[JobT], ResultT], jobs: Sequence[JobT]) -> Iterator[tuple[JobT, ResultT]]:
+        """See `Scheduler.map`."""
+        # spawn: a forked copy of a process that has used torch threads may deadlock.
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(min(self.workers, max(len(jobs), 1)), context, _begin_worker)
+        try:
+            yield from self._drained(pool, work, list(jobs))
+        except BaseException:
+            # Ctrl-C, or the caller gave up: what runs now is lost, what is finished has been yielded.
+            _stop(pool)
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _drained(
+        self, pool: ProcessPoolExecutor, work: Callable[[JobT], ResultT], jobs: list[JobT]
+    ) -> Iterator[tuple[JobT, ResultT]]:
+        waiting = jobs[::-1]
+        running: dict[Future[ResultT], JobT] = {}
+        failure: SurgeryError | None = None
+        while running or (waiting and failure is None):
+            # Only as many as there are workers: after a failure nothing else must begin.
+            while waiting and failure is None and len(running) < self.workers:
+                job = waiting.pop()
+                running[pool.submit(work, job)] = job
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                job = running.pop(future)
+                try:
+                    result = future.result()
+                except BrokenProcessPool as error:
+                    lost = [job.title, *(other.title for other in running.values())]
+                    raise _died(lost) from error
+                except Exception as error:
+                    failure = failure or _named(job, error)
+                else:
+                    yield job, result
+        if failure is not None:
+            raise failure
+
+
+def local_engine(jobs: int, workers: int | None, bytes_per_job: int) -> Scheduler:
+    """Return the engine for this machine: a pool, or this very process where one worker is all there is room for.
+
+    Args:
+        jobs: how many there are.
+        workers: how many processes to use; None chooses by cores and memory.
+        bytes_per_job: memory that one job is expected to need.
+    """
+    chosen = width(jobs, bytes_per_job) if workers is None else workers
+    return LocalPool(chosen) if chosen > 1 else InProcess()
+
+
+def width(jobs: int, bytes_per_job: int) -> int:
+    """Return how many processes fit: at most the jobs, the cores this process may use, and 80 % of the free memory."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    fitting = int(0.8 * _free_bytes() // max(bytes_per_job, 1))
+    return max(1, min(jobs, cores, fitting))
+
+
+def _free_bytes() -> int:
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return 4 << 30
+    try:
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as limit, open(
+            "/sys/fs/cgroup/memory.current", encoding="ascii"
+        ) as used:
+            return min(free, int(limit.read()) - int(used.read()))
+    except (OSError, ValueError):
+        return free
+
+
+def _named(job: Titled, error: Exception) -> SurgeryError:
+    """Return `error` as one that says in which job it happened."""
+    if isinstance(error, SurgeryError):
+        problems = [
+            Problem(problem.what, f"{job.title}: {problem.where}" if problem.where else job.title, problem.hint)
+            for problem in error.problems
+        ]
+        return type(error).of(problems)
+    hint = "finished cells are kept; run the same command again after the repair"
+    return TrainingError(f"{type(error).__name__}: {error}", job.title, hint)
+
+
+def _died(titles: list[str]) -> TrainingError:
+    return TrainingError(
+        "a worker process died without a word; most often the system stopped it for want of memory",
+        "; ".join(titles),
+        "finished cells are kept; run the same command again, with fewer --workers",
+    )
+
+
+def _stop(pool: ProcessPoolExecutor) -> None:
+    # The pool has no public way to end workers that are busy, and a cell may take an hour.
+    for process in list((getattr(pool, "_processes", None) or {}).values()):
+        process.terminate()
+
+
+def _begin_worker() -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # Ctrl-C reaches the whole group; only the driver decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _follow_parent() -> None:
+    """End with the driver: a worker that outlives a killed driver would write beside its successor."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+class _one_thread:
+    """One torch thread inside the block: the order of sums, and so the bits, must not depend on the engine."""
+
+    def __enter__(self) -> None:
+        import torch
+
+        self._before = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        import torch
+
+        torch.set_num_threads(self._before)

@@ -1,0 +1,197 @@
+"""The study: which arms are compared, on what, with which seeds, and what difference matters."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import InitErrorDetails
+
+from surgery.errors import nearest
+from surgery.spec import Catalog, DataSpec, ModelRef, ParameterGroup, Rule, StrictModel, TaskSpec, TrainingSpec
+from surgery.spec import load_document, validate_document
+from surgery.spec._catalog import Context
+from surgery.spec._fields import Text, at_most, frozen_map, plain_map
+from surgery.spec._frozen import MAX_INTEGER
+from surgery.spec._spec import MAX_RULES, VERSION, Version
+from surgery.spec._strict import said
+
+__all__ = ["FROZEN", "MAJORITY", "ArmSpec", "Forgetting", "StudySpec", "StudyTraining", "load_study"]
+
+FROZEN = "frozen"
+MAJORITY = "majority"
+"""Names of the two rows that every study gets of its own accord."""
+
+_Seed = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
+_Rate = Annotated[float, Field(gt=0, le=100)]
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,47}\z")]
+_Rules = Annotated[tuple[Rule, ...], BeforeValidator(at_most(MAX_RULES, "rules"))]
+
+
+class StudyTraining(TrainingSpec):
+    """The training that all arms share. The learning rate is each arm's own, so it has no place here."""
+
+    learning_rate: float = Field(1.0, gt=0, description="Not here: each arm names its own.")
+
+    @classmethod
+    def _cross_check(cls, data: Mapping[str, Any], context: Any) -> list[InitErrorDetails]:
+        lines = super()._cross_check(data, context)
+        # A dump of this model carries the default, which must load back.
+        if data.get("learning_rate", 1.0) != 1.0:
+            hint = "remove it, and write arms.NAME.learning_rate (a number, or a list to choose from)"
+            lines.append(said("must not be shared: each arm has its own", hint, ("learning_rate",)))
+        return lines
+
+
+class ArmSpec(StrictModel):
+    """One way to adapt the model."""
+
+    rules: _Rules = Field(min_length=1, description="Rules as in a spec; they follow the study's head rules.")
+    learning_rate: tuple[_Rate, ...] = Field(
+        min_length=1, max_length=32, description="One learning rate, or a grid from which validation loss chooses."
+    )
+    label: Text | None = Field(None, description="How tables and plots call the arm; null means its name.")
+
+    @classmethod
+    def _prepare(cls, data: dict[str, Any], context: Any) -> tuple[dict[str, Any], list[InitErrorDetails]]:
+        rate = data.get("learning_rate")
+        if isinstance(rate, int | float) and not isinstance(rate, bool):
+            data["learning_rate"] = [rate]
+        return super()._prepare(data, context)
+
+    @classmethod
+    def _cross_check(cls, data: Mapping[str, Any], context: Any) -> list[InitErrorDetails]:
+        grid = data.get("learning_rate")
+        if isinstance(grid, list | tuple) and len(set(map(repr, grid))) < len(grid):
+            return [said("names a learning rate twice", "remove one of them", ("learning_rate",))]
+        return []
+
+    @property
+    def swept(self) -> bool:
+        """Whether the learning rate is chosen from several."""
+        return len(self.learning_rate) > 1
+
+
+class Forgetting(StrictModel):
+    """Text that the base model knows; its loss before and after says what an arm forgot."""
+
+    data: DataSpec = Field(description="Where the text comes from; read like the study's own data.")
+
+
+_Arms = Annotated[
+    Mapping[_Name, ArmSpec], BeforeValidator(plain_map), AfterValidator(frozen_map), Field(min_length=1, max_length=64)
+]
+
+
+class StudySpec(StrictModel):
+    """A whole study. `load_study` reads one from a file."""
+
+    version: Version = Field(VERSION, description="The version of the format; a file must state it.")
+    name: _Name = Field(description="Letters, digits, dot, dash and underscore.")
+    model: ModelRef = Field(description="The pretrained model that every arm starts from.")
+    task: TaskSpec = Field(description="What every arm is trained and scored on.")
+    data: DataSpec = Field(description="Three splits: train, validation (chooses), test (is read once per final run).")
+    training: StudyTraining = Field(description="Budget, optimizer and schedule of every arm.")
+    seeds: tuple[_Seed, ...] = Field(min_length=1, max_length=100, description="Each seed runs every arm once.")
+    tuning_seed: _Seed = Field(0, description="The seed on which learning rates are chosen; not among seeds.")
+    head: _Rules = Field((), description="Rules added in front of every arm's; the frozen row trains these alone.")
+    head_learning_rate: _Rate | None = Field(None, description="Learning rate of what the head rules train, in every arm.")
+    arms: _Arms = Field(description="Name -> rules and learning rate.")
+    reference: _Name = Field(description="The arm that the others are compared with.")
+    margin: float = Field(gt=0, description="Differences smaller than this do not matter; in the unit of the metric.")
+    forgetting: Forgetting | None = Field(None, description="Text whose loss is measured before and after.")
+    resamples: int = Field(10_000, ge=1000, le=1_000_000, description="Draws of the bootstrap.")
+    probe: int = Field(32, gt=0, le=4096, description="Validation examples on which merging is measured.")
+
+    @classmethod
+    def _cross_check(cls, data: Mapping[str, Any], context: Any) -> list[InitErrorDetails]:
+        lines = []
+        if isinstance(context, Context) and context.from_file and "version" not in data:
+            lines.append(said("key 'version' is missing", f"write version: {VERSION} in the first line"))
+        return [*lines, *_arm_lines(data), *_seed_lines(data), *_head_lines(data)]
+
+    def canonical_json(self) -> str:
+        """Return the study as JSON with sorted keys, no spaces and all defaults: equal studies give equal text."""
+        data = self.model_dump(mode="json")
+        return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the canonical JSON."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+    def label(self, arm: str) -> str:
+        """Return how tables and plots call `arm`, the rows of the study's own included."""
+        if arm in self.arms:
+            return self.arms[arm].label or arm
+        if arm == MAJORITY:
+            return "majority class"
+        return "frozen + head" if self.head else "frozen (untouched base)"
+
+    def training_of(self, rate: float) -> TrainingSpec:
+        """Return the shared training at one learning rate, the head at its own."""
+        shared = self.training.model_dump()
+        heads = [
+            ParameterGroup(role=rule.role, target=rule.target, learning_rate=self.head_learning_rate)
+            for rule in self.head
+        ]
+        groups = tuple(heads) + self.training.groups
+        return TrainingSpec(**{**shared, "learning_rate": rate, "groups": groups})
+
+
+def _arm_lines(data: Mapping[str, Any]) -> list[InitErrorDetails]:
+    arms, reference = data.get("arms"), data.get("reference")
+    if not isinstance(arms, Mapping):
+        return []
+    lines = [
+        said(f"the name {name!r} belongs to a row that every study has", "choose another name", ("arms", name))
+        for name in (FROZEN, MAJORITY)
+        if name in arms
+    ]
+    if isinstance(reference, str) and reference not in arms:
+        names = [str(name) for name in arms]
+        lines.append(said(f"no arm is called {reference!r}", nearest(reference, names), ("reference",)))
+    return lines
+
+
+def _seed_lines(data: Mapping[str, Any]) -> list[InitErrorDetails]:
+    seeds = data.get("seeds")
+    if not isinstance(seeds, list | tuple):
+        return []
+    lines = []
+    if len(set(map(repr, seeds))) < len(seeds):
+        lines.append(said("names a seed twice", "every seed runs once; remove one of them", ("seeds",)))
+    if data.get("tuning_seed", 0) in seeds and ("tuning_seed" in data or _sweeps(data)):
+        what = f"the tuning seed {data.get('tuning_seed', 0)} is also a seed that is reported"
+        hint = "learning rates must be chosen on a seed that reports nothing; change tuning_seed or seeds"
+        lines.append(said(what, hint, ("tuning_seed",) if "tuning_seed" in data else ("seeds",)))
+    return lines
+
+
+def _sweeps(data: Mapping[str, Any]) -> bool:
+    arms = data.get("arms")
+    grids = [arm.get("learning_rate") for arm in arms.values() if isinstance(arm, Mapping)] if isinstance(arms, Mapping) else []
+    return any(isinstance(grid, list | tuple) and len(grid) > 1 for grid in grids)
+
+
+def _head_lines(data: Mapping[str, Any]) -> list[InitErrorDetails]:
+    head, rate = data.get("head"), data.get("head_learning_rate")
+    if head and rate is None:
+        hint = "write head_learning_rate: 5e-3; the same in every arm, or the head decides the comparison"
+        return [said("key 'head_learning_rate' is missing", hint)]
+    if rate is not None and not head:
+        return [said("has no head rules to apply to", "write head:, or remove it", ("head_learning_rate",))]
+    return []
+
+
+def load_study(path: Path | str, catalog: Catalog | None = None) -> StudySpec:
+    """Return the study in the YAML or JSON file `path`.
+
+    Raises:
+        SpecError: the file cannot be read, or every problem in it at once, located as file:line:col.
+    """
+    return validate_document(load_document(path, defer=True), StudySpec, catalog)

@@ -1,0 +1,62 @@
+"""Training: data, models, tasks, and the transformers Trainer underneath. Importing this package imports none of them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from surgery.training.data import LoadedData, load_data
+    from surgery.training.evaluate import Evaluation, evaluate, logits
+    from surgery.training.fit import fit
+    from surgery.training.models import LoadedModel, load_model, resolve
+    from surgery.training.result import FitResult, Point, Progress, StepTimes
+    from surgery.training.run import RunResult, train
+    from surgery.training.session import Session, prepare
+
+__all__ = [
+    "Evaluation",
+    "FitResult",
+    "LoadedData",
+    "LoadedModel",
+    "Point",
+    "Progress",
+    "RunResult",
+    "Session",
+    "StepTimes",
+    "evaluate",
+    "fit",
+    "load_data",
+    "load_model",
+    "logits",
+    "prepare",
+    "resolve",
+    "train",
+]
+
+# `evaluate` and `fit` are modules as well as functions; the functions are what the names mean here.
+_HOMES = {
+    "Evaluation": "evaluate",
+    "FitResult": "result",
+    "LoadedData": "data",
+    "LoadedModel": "models",
+    "Point": "result",
+    "Progress": "result",
+    "RunResult": "run",
+    "Session": "session",
+    "StepTimes": "result",
+    "evaluate": "evaluate",
+    "fit": "fit",
+    "load_data": "data",
+    "load_model": "models",
+    "logits": "evaluate",
+    "prepare": "session",
+    "resolve": "models",
+    "train": "run",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
