@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from surgery.spec._frozen import control_character
+from surgery.spec._quote import quoted
 from surgery.spec._scalars import ScalarProblem, plain
 
 __all__ = ["MAX_DEPTH", "Composed", "Finding", "Step", "compose"]
@@ -174,7 +175,7 @@ class _Composer:
         if key in data:
             line, column = self._result.keys[*path, key]
             hint = f"the first one is in line {line}, column {column}; keep one of them"
-            self._say(event, f"the key {_cut(key)!r} appears twice", hint)
+            self._say(event, f"the key {quoted(key)} appears twice", hint)
             return None
         return key
 

@@ -35,7 +35,7 @@ def _pattern(value: str) -> str:
     try:
         compile_pattern(value)
     except SpecError as error:
-        raise in_words(error.what, error.hint) from None
+        raise in_words(f"is {error.what}", error.hint) from None
     return value
 
 

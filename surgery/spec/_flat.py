@@ -19,6 +19,7 @@ from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 from surgery.errors import nearest
 from surgery.spec._catalog import Catalog, Context
 from surgery.spec._frozen import FrozenMap, freeze
+from surgery.spec._quote import quoted
 from surgery.spec._strict import Options, StrictModel, lines_of, said, unknown_key
 
 __all__ = ["Flat"]
@@ -68,7 +69,7 @@ class Flat(StrictModel):
             return []
         names = cls._names(context.catalog)
         if name not in names:
-            return [said(f"unknown {cls._plugin_word} {name!r}", _unknown_hint(name, names), (cls._plugin_key,))]
+            return [said(f"unknown {cls._plugin_word} {quoted(name)}", _unknown_hint(name, names), (cls._plugin_key,))]
         model = cls._model(context.catalog, name)
         try:
             model.model_validate(dict(flat), context=context)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from surgery.errors import PlanError, SpecError
+from surgery.spec._quote import quoted
 
 __all__ = ["FORMS", "check_layers", "layer_indices"]
 
@@ -96,8 +97,7 @@ def _end(word: str, number: int, count: int) -> _Piece:
 def _item(item: str, selector: str) -> _Piece:
     match = _ITEM.fullmatch(item)
     if match is None:
-        shown = selector if len(selector) <= 40 else selector[:37] + "..."
-        raise SpecError(f"must be {FORMS}, not the text {shown!r}")
+        raise SpecError(f"must be {FORMS}, not the text {quoted(selector)}")
     if match.group(3) is not None:
         return int(match.group(3)), int(match.group(3))
     first, last = int(match.group(1)), int(match.group(2))

@@ -8,6 +8,7 @@ import regex
 
 from surgery.errors import SpecError
 from surgery.spec._pattern_scan import PatternProblem, scan
+from surgery.spec._quote import quoted
 
 __all__ = ["MATCH_SECONDS", "Pattern", "compile_pattern"]
 
@@ -32,9 +33,8 @@ class Pattern:
         try:
             return self._compiled.fullmatch(text, timeout=MATCH_SECONDS) is not None
         except TimeoutError:
-            shown = text if len(text) <= 60 else text[:57] + "..."
             raise SpecError(
-                f"the pattern {self.text!r} took more than {MATCH_SECONDS * 1000:.0f} ms on {shown!r}",
+                f"the pattern {quoted(self.text, 60)} took more than {MATCH_SECONDS * 1000:.0f} ms on {quoted(text, 60)}",
                 hint="simplify it: avoid a repeat inside a repeat such as (a+)+ and alternatives that overlap",
             ) from None
 
@@ -72,7 +72,5 @@ def compile_pattern(text: str) -> Pattern:
 
 
 def _spec_error(text: str, reason: str, position: int, hint: str) -> SpecError:
-    shown = text if len(text) <= 60 else text[:57] + "..."
-    return SpecError(
-        f"is not a usable regular expression: {reason} at character {position + 1} of {shown!r}", hint=hint
-    )
+    what = f"not a usable regular expression: {reason} at character {position + 1} of {quoted(text, 60)}"
+    return SpecError(what, hint=hint)

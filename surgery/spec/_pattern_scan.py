@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from surgery.spec._quote import quoted
+
 __all__ = ["MAX_LENGTH", "PatternProblem", "scan"]
 
 MAX_LENGTH = 512
@@ -86,7 +88,7 @@ def _open(text: str, at: int, groups: list[_Group]) -> int:
     opening = _GROUP.match(text, at)
     if opening is None or text.startswith("?", opening.end()):
         raise PatternProblem(
-            f"the group {text[at : at + 4]!r} is not supported",
+            f"the group {quoted(text[at : at + 4])} is not supported",
             at,
             "use ( ), (?: ), (?= ), (?! ), (?<= ), (?<! ) or (?i)",
         )
@@ -110,6 +112,8 @@ def _repeat(text: str, at: int, group: _Group) -> int:
         # Everything else in braces is fuzzy matching in the regex package: unbounded in cost, and never meant here.
         raise PatternProblem("a { does not start a repeat such as {2} or {1,3}", at, "write \\{ for a literal brace")
     most = max(int(number or 0) for number in count.groups())
+    # Nothing before it is still counted as one item, whatever the regex package makes of that.
+    group.last = max(group.last, 1)
     group.size += group.last * max(most - 1, 0)
     group.last *= max(most, 1)
     return count.end()
@@ -136,7 +140,7 @@ def _set(text: str, at: int, group: _Group) -> int:
     while end < len(text) and text[end] != "]":
         if text[end] == "\\" and text[end + 1 : end + 2].isalnum() and text[end + 1] not in _ESCAPED:
             raise PatternProblem(
-                f"the escape {text[end : end + 2]!r} is not supported", end, "write the character itself"
+                f"the escape {quoted(text[end : end + 2])} is not supported", end, "write the character itself"
             )
         end += 2 if text[end] == "\\" else 1
     if end >= len(text):

@@ -14,6 +14,7 @@ from surgery.spec._catalog import Catalog, Context
 from surgery.spec._fields import Text, TextMap, frozen_map, in_words, plain_map, some
 from surgery.spec._flat import Flat
 from surgery.spec._frozen import MAX_INTEGER, FrozenMap
+from surgery.spec._quote import quoted
 from surgery.spec._rule import Rule
 from surgery.spec._strict import Options, StrictModel, said
 from surgery.spec._training import TrainingSpec
@@ -105,7 +106,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 def _name(value: str) -> str:
     if _NAME.fullmatch(value):
         return value
-    what = f"must be 1 to 64 letters, digits, dots, dashes or underscores, not {value[:70]!r}"
+    what = f"must be 1 to 64 letters, digits, dots, dashes or underscores, not {quoted(value, 70)}"
     suggestion = re.sub(r"[^A-Za-z0-9._-]+", "-", value)[:64].strip("-")
     hint = f"write name: {suggestion}" if suggestion else "write for example name: bert-lora"
     raise in_words(what, hint)

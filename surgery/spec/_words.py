@@ -10,6 +10,7 @@ from typing import Any
 from pydantic_core import ErrorDetails
 
 from surgery.errors import nearest
+from surgery.spec._quote import quoted
 
 __all__ = ["Words", "alternatives", "describe"]
 
@@ -28,7 +29,7 @@ def describe(value: Any) -> str:
         shown = repr(value)
         return shown if len(shown) <= 40 else "a number that is too large"
     if isinstance(value, str):
-        return "the text " + repr(value if len(value) <= 40 else value[:37] + "...") if value else "an empty text"
+        return f"the text {quoted(value)}" if value else "an empty text"
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list | tuple):
@@ -62,7 +63,7 @@ class Words:
         if self._about_key and self._kind == "literal_error":
             return self._unknown(_QUOTED.findall(str(self._context.get("expected", ""))))
         if self._about_key and self._kind not in ("unknown_key", "extra_forbidden"):
-            return f"the key {self._last!r} is not accepted", ""
+            return f"the key {quoted(self._last)} is not accepted", ""
         say = _SAYINGS.get(self._kind)
         return say(self) if say is not None else self._fallback()
 
@@ -130,8 +131,7 @@ class Words:
         return self._unknown(self._context.get("known", ()))
 
     def _unknown(self, known: Sequence[str]) -> _Said:
-        shown = self._last if len(self._last) <= 60 else self._last[:57] + "..."
-        return f"unknown key {shown!r}", nearest(self._last, known)
+        return f"unknown key {quoted(self._last)}", nearest(self._last, known)
 
     def bound(self) -> _Said:
         """Say a bound; a strict bound of an integer as the next one, as people count."""
