@@ -75,7 +75,12 @@ def torch_docstrings(
 
 
 def stdlib_text(
-    seed: int = 0, *, train: int | None = 2000, validation: int | None = 100, test: int | None = 200, characters: int = 2000
+    seed: int = 0,
+    *,
+    train: int | None = 2000,
+    validation: int | None = 100,
+    test: int | None = 200,
+    characters: int = 2000,
 ) -> Splits:
     """Standard-library source, docstrings included, as the small GPT-2 saw it in pretraining.
 

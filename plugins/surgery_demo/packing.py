@@ -65,7 +65,7 @@ def held_out_loss(
     was_training = bool(model.training)
     model.eval()
     try:
-        for window in stream.split(context * batch):
+        for window in torch.split(stream, context * batch):
             whole = window[: len(window) // context * context].reshape(-1, context)
             rest = window[whole.numel() :]
             for ids in (whole, rest[None]):

@@ -58,7 +58,7 @@ def train_tokenizer(texts: list[str], vocabulary: int, context: int) -> PreTrain
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=PAD, model_max_length=context
     )
 
@@ -127,7 +127,7 @@ def pretrain(out: Path, settings: Settings, say: Callable[[str], None]) -> dict[
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = model(input_ids=ids[:, :-1], use_cache=False).logits
             loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -139,7 +139,9 @@ def pretrain(out: Path, settings: Settings, say: Callable[[str], None]) -> dict[
             running = 0.0
         if done % 600 == 0 or done == settings.steps:
             loss_now = held_out_loss(model, tokenizer, texts["validation"], context=settings.context)
-            say(f"step {done:5d}  validation {loss_now.nats_per_token:.4f} nats/token {loss_now.bits_per_byte:.4f} bits/byte")
+            say(
+                f"step {done:5d}  validation {loss_now.nats_per_token:.4f} nats/token {loss_now.bits_per_byte:.4f} bits/byte"
+            )
             if loss_now.nats_per_token < best:
                 best = loss_now.nats_per_token
                 model.save_pretrained(out)
@@ -185,7 +187,9 @@ def _resume(
 def main() -> None:
     """The command line: settings from arguments, progress on standard output and in DIR/pretrain.log."""
     parser = argparse.ArgumentParser(prog="python -m surgery_demo.pretrain", description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder to write the model, its tokenizer and its card to")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder to write the model, its tokenizer and its card to"
+    )
     parser.add_argument("--steps", type=int, default=6600, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="initialisation and data order (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")

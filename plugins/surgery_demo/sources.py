@@ -49,11 +49,7 @@ def digest(*parts: object) -> int:
 def stdlib_files() -> list[SourceFile]:
     """Every library file of the running interpreter's standard library, in name order, tests and tables left out."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    return [
-        file
-        for file in _walk(root, _STDLIB_SKIPPED)
-        if not file.name.startswith(_STDLIB_SKIPPED_PREFIXES)
-    ]
+    return [file for file in _walk(root, _STDLIB_SKIPPED) if not file.name.startswith(_STDLIB_SKIPPED_PREFIXES)]
 
 
 def package_files(package: str, folders: Sequence[str], modules: Sequence[str] = ()) -> list[SourceFile]:

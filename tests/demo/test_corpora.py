@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from surgery_demo import corpora, sources
 from surgery_demo.chapters import CHAPTERS, chapter_of
 

@@ -9,9 +9,9 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from surgery_demo import minilm
 
 from surgery.errors import SurgeryError
+from surgery_demo import minilm
 
 
 def _installed() -> bool:
