@@ -1,0 +1,150 @@
+"""The primary metric of every arm and seed, and the same on resampled test items."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surgery.errors import StateError
+from surgery.study.record import CellRecord
+from surgery.study.resample import Floats, Items, resampled_ratios, resampled_scores
+from surgery.study.spec import FROZEN, MAJORITY
+
+__all__ = ["Measure", "Score", "measure"]
+
+Score: TypeAlias = Callable[[Items], Mapping[str, float]]
+"""A task's metrics from per-item arrays."""
+
+_CORPUS_RESAMPLES = 2000  # a metric that is no mean is computed anew for every draw, run by run
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The primary metric, ready for pairing.
+
+    Attributes:
+        items: number of test items n.
+        points: arm -> value for each seed, (seeds,).
+        draws: arm -> value on resampled items, (resamples, seeds); all arms share their draws.
+        right: arm -> which items were answered right, (seeds, items), for labelled tasks.
+    """
+
+    items: int
+    points: Mapping[str, Floats]
+    draws: Mapping[str, Floats]
+    right: Mapping[str, NDArray[np.bool_]] | None
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Arms whose every run has a finite metric."""
+        return tuple(self.points)
+
+
+def measure(
+    final: Sequence[CellRecord], metric: str, seeds: Sequence[int], resamples: int, score: Score | None
+) -> Measure:
+    """Return the primary metric of every arm on every seed and on resampled items.
+
+    Raises:
+        StateError: records that do not speak of the same test items.
+    """
+    runs = _runs(final, metric, seeds)
+    arms = list(runs)
+    flat = [items for arm in arms for items in runs[arm]]
+    if not flat:
+        return Measure(0, {}, {}, None)
+    count = len(flat[0]["loss"])
+    if any(len(items["loss"]) != count for items in flat):
+        raise StateError("the runs were scored on different numbers of test items", hint="begin again in an empty folder")
+    points, draws = _values(flat, final, metric, resamples, score)
+    shape = (len(arms), len(seeds))
+    by_arm = points.reshape(shape)
+    drawn = draws.reshape(len(draws), *shape)
+    right = None
+    if all("prediction" in items and "label" in items for items in flat):
+        hits = np.array([items["prediction"] == items["label"] for items in flat]).reshape(*shape, count)
+        right = {arm: hits[index] for index, arm in enumerate(arms)}
+    return Measure(
+        count,
+        {arm: by_arm[index] for index, arm in enumerate(arms)},
+        {arm: drawn[:, index] for index, arm in enumerate(arms)},
+        right,
+    )
+
+
+def _runs(final: Sequence[CellRecord], metric: str, seeds: Sequence[int]) -> dict[str, list[Items]]:
+    """Return arm -> per-item arrays in the order of `seeds`, for arms whose every run has a finite metric."""
+    found: dict[str, dict[int, CellRecord]] = {}
+    for record in final:
+        found.setdefault(record["arm"], {})[record["seed"]] = record
+    runs: dict[str, list[Items]] = {}
+    for arm, by_seed in found.items():
+        # The untouched base was evaluated once and stands for every seed.
+        once = next(iter(by_seed.values()))
+        chosen = [once] * len(seeds) if arm == FROZEN and not once["trains"] else [by_seed[seed] for seed in seeds]
+        if all((record["test"] or {}).get(metric) is not None and record["items"] for record in chosen):
+            runs[arm] = [_arrays(record) for record in chosen]
+    majority = next((record for record in final if record["majority"] and record["items"]), None)
+    if majority is not None:
+        runs[MAJORITY] = [_constant(majority)] * len(seeds)
+    return runs
+
+
+def _arrays(record: CellRecord) -> Items:
+    items = record["items"] or {}
+    return {
+        name: np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+        for name, values in items.items()
+    }
+
+
+def _constant(record: CellRecord) -> Items:
+    majority, items = record["majority"], _arrays(record)
+    assert majority is not None
+    # A class that training never showed has share 0; its loss is infinite and enters no accuracy.
+    shares = np.maximum(np.array(majority["shares"], dtype=np.float64), 1e-12)
+    labels = items["label"].astype(np.int64)
+    loss = -np.log(shares[labels])
+    return {**items, "prediction": np.full(len(labels), float(majority["label"])), "loss": loss}
+
+
+def _values(
+    flat: Sequence[Items], final: Sequence[CellRecord], metric: str, resamples: int, score: Score | None
+) -> tuple[Floats, Floats]:
+    """Return the metric of each run, (runs,), and on resampled items, (resamples, runs)."""
+    parts = _ratio(flat, metric)
+    if parts is not None:
+        values, units = parts
+        points = values.sum(axis=1) / units.sum()
+        if _agrees(points, flat, final, metric):
+            return points, resampled_ratios(values, units, resamples, 0)
+    if score is None:
+        raise StateError(
+            f"the metric {metric!r} is no mean over items, and the task that computes it is not at hand",
+            hint="run surgery compare again where the task's plugin is installed",
+        )
+    alone: Callable[[Items], float] = lambda items: float(score(items)[metric])  # noqa: E731
+    points = np.array([alone(items) for items in flat])
+    return points, resampled_scores(flat, alone, min(resamples, _CORPUS_RESAMPLES), 0)
+
+
+def _ratio(flat: Sequence[Items], metric: str) -> tuple[Floats, Floats] | None:
+    """Return what each run earned on each item and what each item weighs, for metrics known to be their ratio."""
+    if metric == "accuracy" and all("prediction" in items for items in flat):
+        hits = np.array([items["prediction"] == items["label"] for items in flat], dtype=np.float64)
+        return hits, np.ones(hits.shape[1])
+    if metric == "loss":
+        losses = np.array([items["loss"] for items in flat], dtype=np.float64)
+        return losses, np.asarray(flat[0]["units"], dtype=np.float64)
+    return None
+
+
+def _agrees(points: Floats, flat: Sequence[Items], final: Sequence[CellRecord], metric: str) -> bool:
+    """Return whether the ratio is what the task itself reports: a plugin may mean something else by the same name."""
+    reported = {(record["test"] or {}).get(metric) for record in final}
+    told = [value for value in reported if value is not None]
+    return bool(told) and all(np.min(np.abs(points - value)) <= 1e-6 * max(1.0, abs(value)) for value in told)

@@ -1,0 +1,120 @@
+"""What one cell reports: the line of `results.jsonl`, named and typed."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+__all__ = ["Budget", "CellRecord", "CurvePoint", "Lost", "Majority", "Memory", "Merge", "MetricInfo", "Parameters", "Timing"]
+
+
+class MetricInfo(TypedDict):
+    """The task's primary metric and its direction."""
+
+    name: str
+    greater_is_better: bool
+
+
+class Parameters(TypedDict):
+    """Trainable numbers outside and inside the head, and the size of the base model."""
+
+    adapter: int
+    head: int
+    model: int
+
+
+class CurvePoint(TypedDict):
+    """Losses in nats after `step` optimizer steps; None where not measured or not finite."""
+
+    step: int
+    train_loss: float | None
+    validation_loss: float | None
+
+
+class Merge(TypedDict):
+    """The round trip merge -> unmerge.
+
+    `elements` base numbers were compared before and after, `differ` of them changed bits; merging changed a logit by at most
+    `logit_change`, on logits of size at most `logit_size`, and `flips` of `rows` predictions.
+    """
+
+    elements: int
+    differ: int
+    logit_change: float | None
+    logit_size: float | None
+    flips: int
+    rows: int
+
+
+class Lost(TypedDict):
+    """Loss in nats on text that the base knows."""
+
+    before: float | None
+    after: float | None
+
+
+class Memory(TypedDict):
+    """Bytes by component at the peak of a training step."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+
+class Budget(TypedDict):
+    """What the run was given."""
+
+    examples: int
+    tokens: int
+    updates: int
+
+
+class Majority(TypedDict):
+    """Always answering the most frequent training class: index of the class, the share of each class, and what that scores."""
+
+    label: int
+    shares: list[float]
+    test: dict[str, float | None]
+    validation_loss: float | None
+
+
+class Timing(TypedDict):
+    """Seconds. A step is forward, backward and optimizer: the median and quartiles of its wall time without the warm-up
+    steps, and the median of its CPU time, which other processes on the machine do not stretch."""
+
+    step: float | None
+    step_low: float | None
+    step_high: float | None
+    step_cpu: float | None
+    total: float
+
+
+class CellRecord(TypedDict):
+    """One finished cell. Equal cells give equal records, `timing` and `machine` aside."""
+
+    key: str
+    arm: str
+    phase: str
+    seed: int
+    learning_rate: float
+    trains: bool
+    plan: str
+    metric: MetricInfo
+    validation: dict[str, float | None]
+    test: dict[str, float | None] | None
+    test_reads: int
+    items: dict[str, list[float | None]] | None
+    curve: list[CurvePoint]
+    parameters: Parameters
+    checkpoint_bytes: int
+    checkpoint: str
+    merge: Merge | None
+    forgetting: Lost | None
+    memory: Memory | None
+    budget: Budget
+    hashes: dict[str, str]
+    majority: Majority | None
+    diverged: bool
+    versions: dict[str, str]
+    timing: Timing
+    machine: dict[str, str | int]

@@ -1,0 +1,312 @@
+"""From the records of a study to the numbers a reader decides from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from surgery.study.audit import Check, audit, blocking, untrained
+from surgery.study.choose import Choice
+from surgery.study.measure import Measure, Score, measure
+from surgery.study.record import CellRecord, Memory, MetricInfo
+from surgery.study.spec import FROZEN, MAJORITY, StudySpec
+from surgery.study.statistics import Estimate, Interval, Paired, across_seeds, holm, mcnemar, paired
+from surgery.study.verdict import Verdict, judge
+
+__all__ = ["Kind", "Row", "Summary", "summarise"]
+
+Kind: TypeAlias = Literal["reference", "arm", "frozen", "majority"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table. None means: does not apply, or was not measured.
+
+    Attributes:
+        arm, label, kind: which one.
+        adapter, head, share: trainable numbers outside and inside the head; both as a share of the base model (0-1).
+        rate, grid, swept, edge: learning rate, where it came from, whether it was chosen, whether at the end of its grid.
+        test: the primary metric on the test split.
+        test_loss, validation_loss: in nats, over seeds.
+        pair, interval, narrow, p, adjusted_p, detectable: difference to the reference, 95 % and 90 % intervals, p, Holm's p,
+            smallest true difference that would be found with 80 % power.
+        verdict: of the pair.
+        step, step_low, step_high, step_cpu: seconds of one training step: median and quartiles of the wall time, median of
+            the CPU time; of each the median over seeds.
+        memory: bytes by component.
+        checkpoint_bytes: size of the adapter checkpoint's files.
+        elements, differ: numbers compared in merge round trips, and those whose bits changed.
+        logit_change: largest change of a logit by merging, over seeds.
+        forgetting, known_before, known_after: rise of the loss on text the base knows, and the losses, in nats.
+        flag: why the arm counts as not trained; empty if it does not.
+    """
+
+    arm: str
+    label: str
+    kind: Kind
+    adapter: int | None = None
+    head: int | None = None
+    share: float | None = None
+    rate: float | None = None
+    grid: tuple[float, ...] = ()
+    swept: bool = False
+    edge: bool = False
+    test: Estimate | None = None
+    test_loss: Estimate | None = None
+    validation_loss: Estimate | None = None
+    pair: Paired | None = None
+    interval: Interval | None = None
+    narrow: Interval | None = None
+    p: float | None = None
+    adjusted_p: float | None = None
+    detectable: float | None = None
+    verdict: Verdict | None = None
+    step: float | None = None
+    step_low: float | None = None
+    step_high: float | None = None
+    step_cpu: float | None = None
+    memory: Memory | None = None
+    checkpoint_bytes: int | None = None
+    elements: int | None = None
+    differ: int | None = None
+    logit_change: float | None = None
+    forgetting: Estimate | None = None
+    known_before: float | None = None
+    known_after: float | None = None
+    flag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A whole study in numbers; `summary.json` holds it.
+
+    Attributes:
+        name, study: name and hash of the study.
+        metric: the primary metric.
+        margin: declared equivalence margin, in the unit of the metric.
+        reference: the arm that others are compared with.
+        seeds, items: sample sizes S and n (test items).
+        rows: majority class and frozen row first, then the reference, then the arms.
+        checks: the fairness audit.
+        choices: how each learning rate was chosen.
+        test_reads: how often the test split was read in all.
+        notes: what else a reader must know.
+    """
+
+    name: str
+    study: str
+    metric: MetricInfo
+    margin: float
+    reference: str
+    seeds: tuple[int, ...]
+    items: int
+    rows: tuple[Row, ...]
+    checks: tuple[Check, ...]
+    choices: tuple[Choice, ...]
+    test_reads: int
+    notes: tuple[str, ...] = ()
+
+    def row(self, arm: str) -> Row:
+        """Return the row of `arm`."""
+        return next(row for row in self.rows if row.arm == arm)
+
+    @property
+    def blocked(self) -> str:
+        """Why no verdict may be given; empty if verdicts may be."""
+        return blocking(self.checks)
+
+
+def summarise(
+    study: StudySpec,
+    records: Sequence[CellRecord],
+    choices: Sequence[Choice],
+    score: Score | None = None,
+    notes: Sequence[str] = (),
+) -> Summary:
+    """Return the numbers of a finished study. Deterministic: equal records give an equal summary.
+
+    Args:
+        study: what was to be run.
+        records: every finished cell.
+        choices: the learning rate of each arm.
+        score: the task's metrics from per-item arrays, for metrics that are no mean over items.
+        notes: told to the reader as they are.
+    """
+    final = [record for record in records if record["phase"] == "final"]
+    metric = final[0]["metric"]
+    seeds = study.seeds
+    checks = audit(study, records, [study.label(choice.arm) for choice in choices if choice.edge])
+    measured = measure(final, metric["name"], seeds, study.resamples, score)
+    rows = [_row(study, arm, final, choices) for arm in _order(study, final)]
+    pairs = {arm: _pair(measured, arm, study) for arm in measured.arms if arm != study.reference}
+    rows = _judged(study, metric, rows, pairs, blocking(checks))
+    return Summary(
+        name=study.name,
+        study=study.hash,
+        metric=metric,
+        margin=study.margin,
+        reference=study.reference,
+        seeds=seeds,
+        items=measured.items,
+        rows=tuple(rows),
+        checks=checks,
+        choices=tuple(choices),
+        test_reads=sum(record["test_reads"] for record in records),
+        notes=tuple(notes),
+    )
+
+
+def _order(study: StudySpec, final: Sequence[CellRecord]) -> list[str]:
+    baselines = [MAJORITY] if any(record["majority"] for record in final) else []
+    others = [arm for arm in study.arms if arm != study.reference]
+    return [*baselines, FROZEN, study.reference, *others]
+
+
+def _kind(study: StudySpec, arm: str) -> Kind:
+    if arm == MAJORITY:
+        return "majority"
+    if arm == FROZEN:
+        return "frozen"
+    return "reference" if arm == study.reference else "arm"
+
+
+def _row(study: StudySpec, arm: str, final: Sequence[CellRecord], choices: Sequence[Choice]) -> Row:
+    row = Row(arm, study.label(arm), _kind(study, arm))
+    if arm == MAJORITY:
+        return _majority_row(row, final)
+    own = [record for record in final if record["arm"] == arm]
+    first = own[0]
+    choice = next((choice for choice in choices if choice.arm == arm), None)
+    total = first["parameters"]["adapter"] + first["parameters"]["head"]
+    trips = [record["merge"] for record in own if record["merge"]]
+    row = replace(
+        row,
+        adapter=first["parameters"]["adapter"],
+        head=first["parameters"]["head"],
+        share=total / max(first["parameters"]["model"], 1),
+        rate=first["learning_rate"] if first["trains"] else None,
+        grid=choice.grid if choice else (),
+        swept=choice.swept if choice else False,
+        edge=choice.edge if choice else False,
+        test=_estimate([_metric(record["test"], first["metric"]["name"]) for record in own]),
+        test_loss=_estimate([_metric(record["test"], "loss") for record in own]),
+        validation_loss=_estimate([record["validation"].get("loss") for record in own]),
+        step=_median([record["timing"]["step"] for record in own]),
+        step_low=_median([record["timing"]["step_low"] for record in own]),
+        step_high=_median([record["timing"]["step_high"] for record in own]),
+        step_cpu=_median([record["timing"]["step_cpu"] for record in own]),
+        memory=first["memory"],
+        checkpoint_bytes=first["checkpoint_bytes"] if first["trains"] else None,
+        elements=sum(trip["elements"] for trip in trips) if trips else None,
+        differ=sum(trip["differ"] for trip in trips) if trips else None,
+        logit_change=_largest([trip["logit_change"] for trip in trips]),
+        flag=untrained(study, final).get(arm, ""),
+    )
+    return _with_forgetting(row, own)
+
+
+def _with_forgetting(row: Row, own: Sequence[CellRecord]) -> Row:
+    lost = [record["forgetting"] for record in own if record["forgetting"]]
+    before, after = [item["before"] for item in lost], [item["after"] for item in lost]
+    rise = [None if b is None or a is None else a - b for b, a in zip(before, after, strict=True)]
+    if not rise:
+        return row
+    return replace(row, forgetting=_estimate(rise), known_before=_mean(before), known_after=_mean(after))
+
+
+def _majority_row(row: Row, final: Sequence[CellRecord]) -> Row:
+    record = next(record for record in final if record["majority"])
+    majority = record["majority"]
+    assert majority is not None
+    value = _metric(majority["test"], record["metric"]["name"])
+    return replace(
+        row,
+        adapter=0,
+        head=0,
+        share=0.0,
+        test=_estimate([value]),
+        test_loss=_estimate([_metric(majority["test"], "loss")]),
+        validation_loss=_estimate([majority["validation_loss"]]),
+    )
+
+
+def _pair(measured: Measure, arm: str, study: StudySpec) -> Paired:
+    """Return `arm` minus the reference, seed by seed and item by item."""
+    point = measured.points[arm] - measured.points[study.reference]
+    draws = measured.draws[arm] - measured.draws[study.reference]
+    pair = paired([float(value) for value in point], draws, measured.items, 0)
+    right = measured.right
+    if len(study.seeds) == 1 and right is not None:
+        return replace(pair, mcnemar=mcnemar(right[arm][0].tolist(), right[study.reference][0].tolist()))
+    return pair
+
+
+def _judged(
+    study: StudySpec, metric: MetricInfo, rows: Sequence[Row], pairs: Mapping[str, Paired], blocked: str
+) -> list[Row]:
+    # Baselines are sanity rows, not candidates: they do not enter Holm's family.
+    family = [row.arm for row in rows if row.kind == "arm" and row.arm in pairs]
+    adjusted = dict(zip(family, holm([pairs[arm].p for arm in family]), strict=True))
+    reference = next(row for row in rows if row.kind == "reference")
+    judged = []
+    for row in rows:
+        pair = pairs.get(row.arm)
+        if pair is None:
+            unmeasured = Verdict("unresolved", row.flag or reference.flag or "a run has no finite metric")
+            judged.append(row if row.kind == "reference" else replace(row, verdict=unmeasured))
+            continue
+        unswept = row.kind == "arm" and not (row.swept and reference.swept)
+        holms = adjusted.get(row.arm)
+        verdict = judge(
+            pair,
+            study.margin,
+            greater_is_better=metric["greater_is_better"],
+            adjusted_p=holms,
+            blocked=blocked,
+            unswept=unswept,
+        )
+        judged.append(
+            replace(
+                row,
+                pair=pair,
+                interval=pair.interval(0.95),
+                narrow=pair.interval(0.90),
+                p=pair.p,
+                adjusted_p=holms,
+                detectable=pair.detectable,
+                verdict=verdict,
+            )
+        )
+    return judged
+
+
+def _metric(values: Mapping[str, float | None] | None, name: str) -> float | None:
+    return None if values is None else values.get(name)
+
+
+def _finite(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _estimate(values: Sequence[float | None]) -> Estimate | None:
+    finite = _finite(values)
+    # A mean over the runs that happened to survive would flatter the arm.
+    return across_seeds(finite) if finite and len(finite) == len(values) else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    finite = _finite(values)
+    return float(np.mean(finite)) if finite else None
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    finite = _finite(values)
+    return float(np.median(finite)) if finite else None
+
+
+def _largest(values: Sequence[float | None]) -> float | None:
+    finite = _finite(values)
+    return max(finite) if finite else None

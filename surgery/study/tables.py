@@ -1,0 +1,161 @@
+"""The numbers of a study as CSV files, one for each table and plot of the report."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from surgery.study.record import CellRecord
+from surgery.study.results import write_atomically
+from surgery.study.statistics import Estimate, Interval
+from surgery.study.summary import Row, Summary
+
+__all__ = ["Table", "tables", "write_tables"]
+
+Value: TypeAlias = str | int | float | bool | None
+Table: TypeAlias = tuple[tuple[str, ...], list[tuple[str, ...]]]
+"""Column names, and rows of text: exactly what the CSV file and the report hold."""
+
+
+def tables(summary: Summary, records: Sequence[CellRecord]) -> dict[str, Table]:
+    """Return file name (without .csv) -> table. Units stand in the column names."""
+    return {
+        "arms": _texts([_arm(row) for row in summary.rows]),
+        "runs": _texts([_run(record) for record in records]),
+        "learning_rates": _texts(
+            [
+                {"arm": choice.arm, "learning_rate": rate, "validation_loss_nats": loss, "chosen": rate == choice.rate}
+                for choice in summary.choices
+                for rate, loss in zip(choice.grid, choice.losses, strict=True)
+            ]
+        ),
+        "curves": _texts(
+            [
+                {
+                    "arm": record["arm"],
+                    "seed": record["seed"],
+                    "step": point["step"],
+                    "train_loss_nats": point["train_loss"],
+                    "validation_loss_nats": point["validation_loss"],
+                }
+                for record in records
+                if record["phase"] == "final"
+                for point in record["curve"]
+            ]
+        ),
+        "checks": _texts([{"check": c.name, "status": c.status, "detail": c.detail} for c in summary.checks]),
+    }
+
+
+def write_tables(folder: Path, summary: Summary, records: Sequence[CellRecord]) -> tuple[Path, ...]:
+    """Write every table as `folder`/NAME.csv and return the paths."""
+    paths = []
+    for name, (columns, rows) in tables(summary, records).items():
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+        paths.append(folder / f"{name}.csv")
+        write_atomically(paths[-1], text.getvalue())
+    return tuple(paths)
+
+
+def _arm(row: Row) -> dict[str, Value]:
+    pair, verdict, memory = row.pair, row.verdict, row.memory
+    return {
+        "arm": row.arm,
+        "label": row.label,
+        "kind": row.kind,
+        "parameters_adapter": row.adapter,
+        "parameters_head": row.head,
+        "share_of_base": row.share,
+        "learning_rate": row.rate,
+        "swept": row.swept if row.grid else None,
+        "edge_of_grid": row.edge if row.grid else None,
+        **_estimate("test", row.test),
+        **_estimate("test_loss_nats", row.test_loss),
+        **_estimate("validation_loss_nats", row.validation_loss),
+        "difference": pair.difference if pair else None,
+        **_interval("difference_95", row.interval),
+        **_interval("difference_90", row.narrow),
+        **_interval("difference_bootstrap_95", pair.percentile if pair else None),
+        "p": row.p,
+        "p_holm": row.adjusted_p,
+        "p_mcnemar": pair.mcnemar if pair else None,
+        "detectable_80": row.detectable,
+        "verdict": verdict.word if verdict else None,
+        "indicative": verdict.indicative if verdict else None,
+        "reason": verdict.reason if verdict else None,
+        "seeds_needed": verdict.seeds_needed if verdict else None,
+        "items_needed": verdict.items_needed if verdict else None,
+        "step_ms": _milli(row.step),
+        "step_ms_q1": _milli(row.step_low),
+        "step_ms_q3": _milli(row.step_high),
+        "step_cpu_ms": _milli(row.step_cpu),
+        "weights_bytes": memory["weights"] if memory else None,
+        "gradients_bytes": memory["gradients"] if memory else None,
+        "optimizer_bytes": memory["optimizer"] if memory else None,
+        "activations_bytes": memory["activations"] if memory else None,
+        "checkpoint_bytes": row.checkpoint_bytes,
+        "round_trip_elements": row.elements,
+        "round_trip_differ": row.differ,
+        "merge_logit_change": row.logit_change,
+        **_estimate("forgetting_nats", row.forgetting),
+        "known_loss_before_nats": row.known_before,
+        "known_loss_after_nats": row.known_after,
+        "flag": row.flag or None,
+    }
+
+
+def _run(record: CellRecord) -> dict[str, Value]:
+    metric = record["metric"]["name"]
+    return {
+        "arm": record["arm"],
+        "phase": record["phase"],
+        "seed": record["seed"],
+        "learning_rate": record["learning_rate"] if record["trains"] else None,
+        "validation_loss_nats": record["validation"].get("loss"),
+        f"validation_{metric}": record["validation"].get(metric),
+        "test_loss_nats": (record["test"] or {}).get("loss"),
+        f"test_{metric}": (record["test"] or {}).get(metric),
+        "test_reads": record["test_reads"],
+        "updates": record["budget"]["updates"],
+        "examples": record["budget"]["examples"],
+        "tokens": record["budget"]["tokens"],
+        "diverged": record["diverged"],
+        "seconds": record["timing"]["total"],
+        "cell": record["key"],
+    }
+
+
+def _estimate(name: str, estimate: Estimate | None) -> dict[str, Value]:
+    return {
+        name: estimate.mean if estimate else None,
+        f"{name}_sd": estimate.deviation if estimate else None,
+        **_interval(f"{name}_95", estimate.interval if estimate else None),
+    }
+
+
+def _interval(name: str, interval: Interval | None) -> dict[str, Value]:
+    return {f"{name}_low": interval.low if interval else None, f"{name}_high": interval.high if interval else None}
+
+
+def _milli(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1000
+
+
+def _texts(rows: Sequence[dict[str, Value]]) -> Table:
+    columns = tuple(rows[0]) if rows else ()
+    return columns, [tuple(_text(value) for value in row.values()) for row in rows]
+
+
+def _text(value: Value) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    # Seven digits: more than any of these measurements hold, and equal studies give equal files.
+    return f"{value:.7g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,130 @@
+"""The sentences of a comparison: what may be said, in words that a reader can quote."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from surgery.study.statistics import Interval
+from surgery.study.summary import Row, Summary
+from surgery.study.verdict import ENOUGH_SEEDS
+
+__all__ = ["Unit", "sentence", "unit_of"]
+
+_PERCENT = frozenset({"accuracy", "macro_f1", "f1", "exact_match", "matthews", "pearson"})
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """How a metric is printed: multiplied by `scale`, with `digits` decimals, followed by `name`."""
+
+    scale: float
+    digits: int
+    name: str
+
+    def value(self, value: float) -> str:
+        """Return a value without its unit."""
+        return f"{value * self.scale:.{self.digits}f}"
+
+    def signed(self, value: float) -> str:
+        """Return a difference with its sign; the sign of what rounds to zero is dropped."""
+        text = f"{value * self.scale:+.{self.digits}f}"
+        return text[1:] if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
+
+    def interval(self, interval: Interval) -> str:
+        """Return a difference's interval."""
+        return f"[{self.signed(interval.low)}, {self.signed(interval.high)}]"
+
+    def margin(self, value: float) -> str:
+        """Return a margin without sign or trailing zeros, and its unit."""
+        return f"{value * self.scale:g} {self.name}".rstrip()
+
+
+def unit_of(metric: str) -> Unit:
+    """Return how `metric` is printed: shares in percentage points, losses in nats."""
+    if metric in _PERCENT:
+        return Unit(100, 1, "pt")
+    return Unit(1, 4, "nats" if metric == "loss" else "")
+
+
+def sentence(summary: Summary, row: Row) -> str:
+    """Return the verdict line of one row against the reference."""
+    verdict, pair = row.verdict, row.pair
+    if verdict is None:
+        raise ValueError(f"{row.arm} is the reference")
+    reference = summary.row(summary.reference)
+    pair_of = f"{row.label} against {reference.label}"
+    if pair is None or row.interval is None:
+        return f"{pair_of}: unresolved. {_sentence_case(verdict.reason)}."
+    unit = unit_of(summary.metric["name"])
+    measured = (
+        f"{pair_of}: {summary.metric['name']} {unit.signed(pair.difference)} {unit.name} {unit.interval(row.interval)}"
+    )
+    sample = f"(95 %, {_count(pair.seeds, 'seed')}, {_count(pair.items, 'test item')})"
+    return " ".join([f"{measured} {sample}: {_verdict(summary, row)}.", *_seed_note(row), *_costs(row, reference)])
+
+
+def _verdict(summary: Summary, row: Row) -> str:
+    verdict = row.verdict
+    assert verdict is not None and row.pair is not None
+    margin = unit_of(summary.metric["name"]).margin(summary.margin)
+    if verdict.word == "equivalent":
+        tail = ", a real but negligible difference" if row.interval and 0 not in row.interval else ""
+        return f"equivalent within ±{margin}{tail}{_indicative(summary, row)}"
+    if verdict.word != "unresolved":
+        return f"{verdict.word}{_indicative(summary, row)}"
+    return f"unresolved at ±{margin}: {verdict.reason}{_needed(row)}"
+
+
+def _indicative(summary: Summary, row: Row) -> str:
+    verdict = row.verdict
+    if verdict is None or not verdict.indicative:
+        return ""
+    reference = summary.row(summary.reference)
+    reasons = []
+    if row.pair is not None and row.pair.seeds < ENOUGH_SEEDS:
+        reasons.append(_count(row.pair.seeds, "seed"))
+    unswept = [each.label for each in (reference, row) if each.kind in ("reference", "arm") and not each.swept]
+    if unswept:
+        reasons.append(f"learning rate not swept for {' and '.join(unswept)}")
+    return f" (indicative: {'; '.join(reasons)})"
+
+
+def _needed(row: Row) -> str:
+    verdict, pair = row.verdict, row.pair
+    assert verdict is not None and pair is not None
+    ways = []
+    if verdict.seeds_needed and pair.seeds >= 2:
+        ways.append(_count(verdict.seeds_needed, "seed"))
+    if verdict.items_needed:
+        ways.append(_count(verdict.items_needed, "test item"))
+    if ways and pair.seeds >= 3:
+        return f"; if the estimates stay, {' or '.join(ways)} would resolve it"
+    if verdict.blocked or pair.seeds < 3:
+        return ""
+    return "; neither more seeds nor more test items alone would resolve it"
+
+
+def _seed_note(row: Row) -> list[str]:
+    if row.pair is None or row.pair.seeds > 1:
+        return []
+    exact = "" if row.pair.mcnemar is None else f" (exact McNemar p = {row.pair.mcnemar:.3g})"
+    return [f"With one seed the interval speaks of these very weights{exact} and says nothing about training noise."]
+
+
+def _costs(row: Row, reference: Row) -> list[str]:
+    if row.kind == "majority" or not row.share:
+        return []
+    parts = [f"trains {row.share:.2%} of the base's size"]
+    if row.step and reference.step:
+        parts.append(f"{row.step / reference.step:.2f}x the step time")
+    if row.memory and reference.memory:
+        parts.append(f"{sum(row.memory.values()) / sum(reference.memory.values()):.2f}x the training memory")
+    return [_sentence_case("; ".join(parts)) + "."]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _sentence_case(text: str) -> str:
+    return text[:1].upper() + text[1:]
