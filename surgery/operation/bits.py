@@ -20,7 +20,7 @@ def as_bytes(tensor: torch.Tensor) -> memoryview:
 
 def checksum(tensor: torch.Tensor) -> int:
     """Return a 64-bit checksum of dtype, shape and bits: fast, for noticing drift, not for adversaries."""
-    digest = xxhash.xxh3_64(f"{tensor.dtype}{tuple(tensor.shape)}")
+    digest = xxhash.xxh3_64(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
     digest.update(as_bytes(tensor))
     return digest.intdigest()
 

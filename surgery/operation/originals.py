@@ -33,9 +33,9 @@ class Original(ABC):
 class _Kept(Original):
     """The tensor itself: unmerging points back at it."""
 
-    def __init__(self, tensor: torch.Tensor) -> None:
+    def __init__(self, tensor: torch.Tensor, expected: int) -> None:
         self._tensor = tensor
-        self._checksum = checksum(tensor)
+        self._checksum = expected
 
     def restore(self, device: torch.device) -> torch.Tensor:
         if checksum(self._tensor) != self._checksum:
@@ -86,14 +86,14 @@ class Keeper:
         self._base = base
         self._headers: Mapping[str, TensorHeader] | None = None
 
-    def keep(self, name: str, tensor: torch.Tensor) -> Original:
-        """Return a way back to `tensor`, which is about to be replaced as the live `name`.
+    def keep(self, name: str, tensor: torch.Tensor, expected: int) -> Original:
+        """Return a way back to `tensor`, which is about to be replaced as the live `name`; `expected`: its checksum.
 
         Raises:
             StateError: the base checkpoint does not hold these very bits under this name.
         """
         if self.policy == "ram":
-            return _Kept(tensor)
+            return _Kept(tensor, expected)
         if self.policy == "none":
             return _Forgotten(name)
         header = self._find(name)

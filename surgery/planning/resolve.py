@@ -53,8 +53,9 @@ def resolve(
             )
     if state.problems:
         raise PlanError.of(state.problems)
-    order = {site.key: position for position, site in enumerate(sites)}
-    edits = sorted(state.edits, key=lambda edit: order.get(edit.site.key, order.get(edit.site.name, 0)))
+    order = {site.key: position for position, site in reversed(list(enumerate(sites)))}
+    first = {site.name: position for position, site in reversed(list(enumerate(sites)))}
+    edits = sorted(state.edits, key=lambda edit: order.get(edit.site.key, first[edit.site.name]))
     return tuple(edits), tuple(state.outcomes)
 
 
@@ -86,6 +87,7 @@ class _Resolver:
                 _where(index, rule),
                 "move the rule up, narrow the earlier one, or remove this one",
             )
+        self._refuse_mixed_ties(free, state)
         edits = self._edits(index, rule, kind, options, free)
         if rule.expect is not None and rule.expect != len(free):
             raise PlanError(
@@ -178,6 +180,19 @@ class _Resolver:
             else:
                 lost[winner] += 1
         return free, lost
+
+    def _refuse_mixed_ties(self, free: list[tuple[Site, str]], state: _State) -> None:
+        """One tensor cannot be shared by one rule and cut in two by another."""
+        modes = {self._inventory.canonical(edit.site.name): edit for edit in state.edits if edit.tied}
+        for site, tied in free:
+            other = modes.get(self._inventory.canonical(site.name)) if tied else None
+            if other is not None and other.tied != tied:
+                raise PlanError(
+                    f"rules[{other.rule}] says `tied: {other.tied}` for {other.site.name}, this rule says "
+                    f"`tied: {tied}` for {site.name}, and both are one tensor",
+                    "",
+                    "say the same in both rules",
+                )
 
     def _edits(
         self, index: int, rule: Rule, kind: AdapterType[Any], options: Options, free: list[tuple[Site, str]]

@@ -4,6 +4,7 @@ from surgery.registry.contracts import DataSource, ModelSource, Rows, TaskType
 from surgery.registry.hooks import hookimpl
 from surgery.registry.load import load_registry
 from surgery.registry.registry import Provenance, Registered, Registry
+from surgery.registry.specs import load_spec
 
 __all__ = [
     "DataSource",
@@ -15,4 +16,5 @@ __all__ = [
     "TaskType",
     "hookimpl",
     "load_registry",
+    "load_spec",
 ]

@@ -1,0 +1,83 @@
+"""Adapt pretrained transformers by a declarative spec, and take every change back bit for bit.
+
+The names below are the public door. They are imported when first used, so `import surgery` costs almost nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from surgery.adapter import Adapter as Adapter
+    from surgery.adapter import AdapterType as AdapterType
+    from surgery.adapter.parts import add_to_part as add_to_part
+    from surgery.adapter.replacement import ReplacementAdapter as ReplacementAdapter
+    from surgery.architecture import Architecture as Architecture
+    from surgery.architecture import Part as Part
+    from surgery.architecture import Site as Site
+    from surgery.architecture import Slice as Slice
+    from surgery.errors import SpecError as SpecError
+    from surgery.errors import SurgeryError as SurgeryError
+    from surgery.operation import Operation as Operation
+    from surgery.operation import load_adapter as load_adapter
+    from surgery.operation import operate as operate
+    from surgery.planning import Edit as Edit
+    from surgery.planning import Plan as Plan
+    from surgery.planning import plan as plan
+    from surgery.planning import sites as sites
+    from surgery.registry import DataSource as DataSource
+    from surgery.registry import ModelSource as ModelSource
+    from surgery.registry import Registry as Registry
+    from surgery.registry import TaskType as TaskType
+    from surgery.registry import hookimpl as hookimpl
+    from surgery.registry import load_registry as load_registry
+    from surgery.registry import load_spec as load_spec
+    from surgery.spec import Options as Options
+    from surgery.spec import Rule as Rule
+    from surgery.spec import Spec as Spec
+
+_DOOR = {
+    "Adapter": "surgery.adapter",
+    "AdapterType": "surgery.adapter",
+    "Architecture": "surgery.architecture",
+    "DataSource": "surgery.registry",
+    "Edit": "surgery.planning",
+    "ModelSource": "surgery.registry",
+    "Operation": "surgery.operation",
+    "Options": "surgery.spec",
+    "Part": "surgery.architecture",
+    "Plan": "surgery.planning",
+    "Registry": "surgery.registry",
+    "ReplacementAdapter": "surgery.adapter.replacement",
+    "Rule": "surgery.spec",
+    "Site": "surgery.architecture",
+    "Slice": "surgery.architecture",
+    "Spec": "surgery.spec",
+    "SpecError": "surgery.errors",
+    "SurgeryError": "surgery.errors",
+    "TaskType": "surgery.registry",
+    "add_to_part": "surgery.adapter.parts",
+    "hookimpl": "surgery.registry",
+    "load_adapter": "surgery.operation",
+    "load_registry": "surgery.registry",
+    "load_spec": "surgery.registry",
+    "operate": "surgery.operation",
+    "plan": "surgery.planning",
+    "sites": "surgery.planning",
+}
+
+__all__ = [*_DOOR]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    if name in _DOOR:
+        value = getattr(import_module(_DOOR[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'surgery' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_DOOR})

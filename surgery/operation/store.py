@@ -1,0 +1,182 @@
+"""Adapter checkpoints: a folder of safetensors and JSON, canonical, complete or absent, and checked when read."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as serialise
+
+from surgery.errors import CheckpointError, Problem, SurgeryError
+from surgery.operation.body import Body
+from surgery.operation.fingerprint import compare_fingerprints, fingerprint
+from surgery.planning.headers import read_header
+from surgery.registry import Registry
+from surgery.spec import Spec, parse_spec
+
+__all__ = ["CONFIG_FILE", "TENSOR_FILE", "load_tensors", "read_config", "save_adapter"]
+
+CONFIG_FILE = "adapter.json"
+TENSOR_FILE = "adapter.safetensors"
+_FORMAT = 1
+_MAX_CONFIG = 64 * 1024 * 1024
+
+
+def save_adapter(body: Body, registry: Registry, folder: Path, name: str) -> Path:
+    """Write the adapter `name` to `folder`, which must not exist or be empty. Equal content gives equal bytes."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError("the folder exists and is not empty", str(folder), "choose another, or remove it")
+    tensors = {_key(site, local): tensor for site, local, tensor in _tensors(body, name)}
+    plan = body.plans[name]
+    used = {edit.adapter for edit in plan.edits}
+    config = {
+        "format": _FORMAT,
+        "spec": json.loads(plan.spec.canonical_json()),
+        "plan_hash": plan.hash,
+        "plugins": {
+            adapter: {
+                "distribution": registry.adapters[adapter].provenance.distribution,
+                "version": registry.adapters[adapter].provenance.version,
+            }
+            for adapter in sorted(used)
+        },
+        "architecture": plan.architecture,
+        "base": fingerprint(body, name),
+    }
+    text = json.dumps(config, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+    contiguous = {key: tensor.detach().to("cpu").contiguous() for key, tensor in sorted(tensors.items())}
+    files = {CONFIG_FILE: text.encode(), TENSOR_FILE: serialise(contiguous, metadata={"format": "pt"})}
+    write_folder(folder, files)
+    return folder
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder of files so that it appears complete, by one rename, or not at all."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise CheckpointError(f"cannot write here: {error.strerror}", str(folder.parent)) from error
+    try:
+        for name, data in files.items():
+            with (staging / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        staging.chmod(0o777 & ~mask)  # mkdtemp makes folders that only the owner can read
+        if folder.exists():
+            folder.rmdir()
+        staging.rename(folder)
+        _sync(folder.parent)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write the folder: {error.strerror}", str(folder), "nothing was left behind; free some space"
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def read_config(folder: Path) -> tuple[dict[str, Any], Spec]:
+    """Return the checked configuration of an adapter folder, and the spec in it."""
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        what = "no such folder" if not folder.exists() else f"no {CONFIG_FILE} here"
+        raise CheckpointError(what, str(folder), "name the folder that op.save() or `surgery train` wrote")
+    try:
+        if path.stat().st_size > _MAX_CONFIG:
+            raise CheckpointError("the file is too large", str(path))
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot be read: {error}", str(path)) from error
+    _check_config(config, path)
+    try:
+        spec = parse_spec(json.dumps(config["spec"]), name=str(path))
+    except SurgeryError as error:
+        raise CheckpointError.of(
+            [Problem(f"the spec in it is not valid: {problem.what}", str(path), problem.hint) for problem in error.problems]
+        ) from error
+    return config, spec
+
+
+def load_tensors(body: Body, folder: Path, name: str) -> None:
+    """Load saved tensors into the running adapter `name`: same plan, same base, nothing missing, nothing extra."""
+    config, _ = read_config(folder)
+    plan = body.plans[name]
+    if config["plan_hash"] != plan.hash:
+        raise CheckpointError(
+            f"it was made by plan {config['plan_hash'][:12]}, and this model's plan is {plan.hash[:12]}",
+            str(folder),
+            "another spec, another model, or another version of a plugin",
+        )
+    compare_fingerprints(config["base"], fingerprint(body, name), str(folder))
+    targets = {_key(site, local): tensor for site, local, tensor in _tensors(body, name)}
+    loaded = _read_tensors(folder / TENSOR_FILE, targets)
+    with torch.no_grad():
+        for key, target in targets.items():
+            target.copy_(loaded[key])
+
+
+def _read_tensors(path: Path, targets: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    headers = read_header(path)
+    problems = [Problem(f"the tensor {key!r} is missing", str(path)) for key in sorted(set(targets) - set(headers))]
+    problems += [Problem(f"the tensor {key!r} is extra", str(path)) for key in sorted(set(headers) - set(targets))]
+    for key in sorted(set(targets) & set(headers)):
+        header, target = headers[key], targets[key]
+        if header.shape != tuple(target.shape) or f"torch.{header.dtype}" != str(target.dtype):
+            problems.append(
+                Problem(
+                    f"the tensor {key!r} is {header.dtype} {list(header.shape)}, not {target.dtype} "
+                    f"{list(target.shape)}",
+                    str(path),
+                )
+            )
+    if problems:
+        raise CheckpointError.of(problems)
+    from safetensors.torch import load
+
+    try:
+        return load(path.read_bytes())
+    except Exception as error:  # safetensors raises its own type for every malformed file
+        raise CheckpointError(f"cannot be read: {error}", str(path)) from error
+
+
+def _tensors(body: Body, name: str) -> list[tuple[str, str, torch.nn.Parameter]]:
+    return [
+        (built.edit.site.key, local, parameter)
+        for built in body.built[name]
+        for local, parameter in built.adapter.named_parameters()
+    ]
+
+
+def _key(site: str, local: str) -> str:
+    return f"{site}/{local}"
+
+
+def _check_config(config: Any, path: Path) -> None:
+    if not isinstance(config, dict):
+        raise CheckpointError("it is no JSON object", str(path))
+    if config.get("format") != _FORMAT:
+        raise CheckpointError(f"format {config.get('format')!r} is not known here", str(path), f"this is format {_FORMAT}")
+    kinds = {"spec": dict, "plan_hash": str, "plugins": dict, "architecture": str, "base": dict}
+    for key, kind in kinds.items():
+        if not isinstance(config.get(key), kind):
+            raise CheckpointError(f"{key!r} is missing or no {kind.__name__}", str(path))
+    for name, entry in config["base"].items():
+        if not isinstance(entry, dict) or set(entry) != {"shape", "dtype", "sha256"}:
+            raise CheckpointError(f"the fingerprint of {name!r} is damaged", str(path))
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
