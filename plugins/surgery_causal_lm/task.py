@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from surgery import DataError, Options, Problem, Rows, TaskType
+from surgery import Options, TaskType
+from surgery.errors import DataError, Problem
+from surgery.registry import Rows
 
 if TYPE_CHECKING:
     import numpy as np

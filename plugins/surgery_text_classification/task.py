@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from surgery import DataError, Options, Problem, Rows, TaskType, nearest
+from surgery import Options, TaskType
+from surgery.errors import DataError, Problem, nearest
+from surgery.registry import Rows
 
 if TYPE_CHECKING:
     import numpy as np

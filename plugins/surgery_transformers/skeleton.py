@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
-from surgery import CheckpointError, nearest
+from surgery.errors import CheckpointError, nearest
 
 __all__ = ["meta_model"]
 

@@ -1,4 +1,7 @@
-"""Training: data, models, tasks, and the transformers Trainer underneath. Importing this package imports none of them."""
+"""Training: data, models, tasks, and the transformers Trainer underneath. Importing this package imports none of them.
+
+`fit`, `evaluate` and `logits` live in `surgery.training.fit`: a name that is a module and a function would be either.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from surgery.training.data import LoadedData, load_data
-    from surgery.training.evaluate import Evaluation, evaluate, logits
-    from surgery.training.fit import fit
+    from surgery.training.evaluation import Evaluation
     from surgery.training.models import LoadedModel, load_model, resolve
     from surgery.training.result import FitResult, Point, Progress, StepTimes
     from surgery.training.run import RunResult, train
@@ -24,19 +26,15 @@ __all__ = [
     "RunResult",
     "Session",
     "StepTimes",
-    "evaluate",
-    "fit",
     "load_data",
     "load_model",
-    "logits",
     "prepare",
     "resolve",
     "train",
 ]
 
-# `evaluate` and `fit` are modules as well as functions; the functions are what the names mean here.
 _HOMES = {
-    "Evaluation": "evaluate",
+    "Evaluation": "evaluation",
     "FitResult": "result",
     "LoadedData": "data",
     "LoadedModel": "models",
@@ -45,11 +43,8 @@ _HOMES = {
     "RunResult": "run",
     "Session": "session",
     "StepTimes": "result",
-    "evaluate": "evaluate",
-    "fit": "fit",
     "load_data": "data",
     "load_model": "models",
-    "logits": "evaluate",
     "prepare": "session",
     "resolve": "models",
     "train": "run",

@@ -1,0 +1,119 @@
+"""Evaluation: batches sorted by length, always the same, and a number for every item in its own place."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from surgery.errors import TrainingError, nearest
+from surgery.training.collate import length
+from surgery.training.result import Progress
+
+if TYPE_CHECKING:
+    from surgery.training.session import Session
+
+__all__ = ["Evaluation", "evaluate", "logits"]
+
+Batch = tuple[list[int], dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What evaluating one split gave.
+
+    Attributes:
+        split: which split.
+        metrics: metric name -> value; `loss` is in nats.
+        items: per-item arrays in the order of the split's examples: `loss` (sum over the item, nats), `units`
+            (predicted labels or tokens), and for labelled tasks `prediction` and `label`.
+        seconds: wall time.
+    """
+
+    split: str
+    metrics: Mapping[str, float]
+    items: Mapping[str, np.ndarray]
+    seconds: float
+
+
+def evaluate(
+    session: Session, split: str, model: Any = None, *, limit: int | None = None, progress: Progress | None = None
+) -> Evaluation:
+    """Evaluate `model` (the session's own by default) on `split`. Draws nothing, changes nothing."""
+    start = time.perf_counter()
+    model = session.model if model is None else model
+    batches = _batches(session, split, limit)
+    count = sum(len(indices) for indices, _ in batches)
+    items: dict[str, np.ndarray] = {"loss": np.zeros(count), "units": np.zeros(count, dtype=np.int64)}
+    if session.labels:
+        items |= {"prediction": np.zeros(count, dtype=np.int64), "label": np.zeros(count, dtype=np.int64)}
+    done = 0
+    with _inference(session, model):
+        for indices, batch in batches:
+            labels = batch["labels"]
+            output = _forward(model, batch)
+            loss, units = session.task.losses(output, labels.to(output.device))
+            items["loss"][indices] = loss.double().cpu().numpy()
+            items["units"][indices] = units.cpu().numpy()
+            if session.labels:
+                items["prediction"][indices] = output.argmax(dim=-1).cpu().numpy()
+                items["label"][indices] = labels.numpy()
+            done += len(indices)
+            if progress is not None:
+                progress(done, count, f"evaluating {split}")
+    return Evaluation(split, session.task.score(items), items, time.perf_counter() - start)
+
+
+def logits(session: Session, split: str, limit: int | None = None, model: Any = None) -> list[np.ndarray]:
+    """Return the logits of each of the first `limit` items, float32 and without padding, in the items' order."""
+    model = session.model if model is None else model
+    batches = _batches(session, split, limit)
+    found: dict[int, np.ndarray] = {}
+    with _inference(session, model):
+        for indices, batch in batches:
+            output = _forward(model, batch).float().cpu().numpy()
+            for row, index in enumerate(indices):
+                tokens = length(session.examples[split][index])
+                found[index] = output[row, :tokens] if output.ndim == 3 else output[row]
+    return [found[index] for index in sorted(found)]
+
+
+def _batches(session: Session, split: str, limit: int | None) -> list[Batch]:
+    """Return the split's batches on the CPU, made once for each session."""
+    if split not in session.examples:
+        raise TrainingError(f"there is no {split} split", hint=nearest(split, session.examples))
+    if (split, limit) not in session.cache:
+        examples = session.examples[split][:limit]
+        order = sorted(range(len(examples)), key=lambda index: (length(examples[index]), index))
+        size = session.evaluation_batch_size
+        chunks = [order[start : start + size] for start in range(0, len(order), size)]
+        session.cache[split, limit] = [
+            (chunk, session.collator([examples[index] for index in chunk])) for chunk in chunks
+        ]
+    return session.cache[split, limit]
+
+
+def _forward(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    device = next(model.parameters()).device
+    inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
+    output: torch.Tensor = model(**inputs).logits
+    return output
+
+
+@contextlib.contextmanager
+def _inference(session: Session, model: Any) -> Iterator[None]:
+    was_training = model.training
+    device = next(model.parameters()).device.type
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    kind = dtypes.get(session.precision)
+    model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(device, dtype=kind, enabled=kind is not None):
+            yield
+    finally:
+        model.train(was_training)

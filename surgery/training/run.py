@@ -1,0 +1,202 @@
+"""`surgery train`: one spec into one folder that holds everything needed to repeat it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from surgery.errors import TrainingError
+from surgery.operation import Operation, operate
+from surgery.registry import Registry
+from surgery.spec import ModelRef, Spec, TrainingSpec
+from surgery.training.data import DataOverride, describe
+from surgery.training.fit import evaluate, fit
+from surgery.training.folders import canonical_json, disk_errors, write_json, write_text
+from surgery.training.record import differences, identity, run_record
+from surgery.training.result import FitResult, Progress
+from surgery.training.session import Session, prepare
+
+__all__ = ["RunResult", "train"]
+
+_CHECKPOINTS = "checkpoints"
+_RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What `train` did.
+
+    Attributes:
+        folder: the run folder: spec.yaml, plan.json, run.json, metrics.jsonl, adapter/, result.json.
+        metrics: split -> metric name -> value, of the trained model.
+        was_done: the folder already held this finished run; nothing was trained.
+        notes: what was decided on the way, for the user to read.
+        fit: the training itself; None when nothing was trained.
+    """
+
+    folder: Path
+    metrics: Mapping[str, Mapping[str, float | None]]
+    was_done: bool
+    notes: tuple[str, ...] = ()
+    fit: FitResult | None = None
+
+
+def train(
+    spec: Spec,
+    out: str | Path,
+    *,
+    registry: Registry,
+    data: DataOverride | None = None,
+    model: ModelRef | str | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    keep: str = "ram",
+) -> RunResult:
+    """Train `spec` and write the run folder `out`. `result.json` comes last: where it is, the run is complete.
+
+    Args:
+        spec: the spec; it must have a task and a training section.
+        out: the run folder; new or empty, unless `resume`.
+        registry: installed plugins.
+        data, model: in place of the spec's.
+        resume: go on with what `out` holds; a finished run is left alone.
+        progress: told how far it is.
+        keep: how the operation keeps the originals while merged, see `surgery.operate`.
+
+    Raises:
+        TrainingError: a folder in use, a run of another spec, a full disk, Ctrl-C (the folder can be resumed).
+    """
+    folder = Path(out)
+    if spec.training is None:
+        raise TrainingError("the spec does not say how to train", f"spec {spec.name}", "add training: {steps: ..., ...}")
+    with disk_errors(folder):
+        done = _open(folder, spec, resume)
+        if done is not None:
+            return done
+        try:
+            session = prepare(spec, registry, data=data, model=model)
+            _begin(folder, session, data, model)
+            with operate(session.model, session.plan, keep=keep, registry=registry) as operation:
+                return _run(folder, session, operation, spec.training, progress)
+        except KeyboardInterrupt:
+            raise TrainingError("stopped by Ctrl-C", str(folder), _resume_hint(folder, data, model)) from None
+
+
+def _run(
+    folder: Path, session: Session, operation: Operation, training: TrainingSpec, progress: Progress | None
+) -> RunResult:
+    checkpoints = folder / _CHECKPOINTS
+    fitted = fit(session, operation, training, out=checkpoints, seed=session.seed, progress=progress, resume=True)
+    if fitted.diverged_at is not None:
+        what = f"training diverged: the loss of step {fitted.diverged_at} is not finite"
+        raise TrainingError(what, str(folder), "lower training.learning_rate, or raise training.warmup")
+    metrics: dict[str, dict[str, float | None]] = {}
+    for split in ("validation", "test"):
+        if split in session.examples:
+            found = evaluate(session, split, progress=progress).metrics
+            metrics[split] = {name: value if math.isfinite(value) else None for name, value in found.items()}
+    if _is_main():
+        _finish(folder, session, operation, fitted, metrics)
+    return RunResult(folder, metrics, was_done=False, notes=session.notes, fit=fitted)
+
+
+def _open(folder: Path, spec: Spec, resume: bool) -> RunResult | None:
+    """Refuse a folder that is in use; return the result that it already holds, when that is what was asked for."""
+    if not _is_main():
+        return None
+    if folder.exists() and not folder.is_dir():
+        raise TrainingError("the output is a file, not a folder", str(folder), "name a new folder")
+    used = folder.is_dir() and any(folder.iterdir())
+    if used and not resume:
+        finished = (folder / _RESULT).is_file()
+        hint = "name a new folder" if finished else "go on with it by --resume, or name a new folder"
+        raise TrainingError(f"the folder {'holds a finished run' if finished else 'is not empty'}", str(folder), hint)
+    if used and not (folder / "run.json").is_file() and not _is_leftover(folder):
+        raise TrainingError("the folder holds something else than a run", str(folder), "name a new folder")
+    before = _read(folder / "run.json")
+    if before and before["identity"]["spec"] != spec.canonical_json():
+        raise TrainingError("the folder holds a run of another spec", str(folder), _spec_hint(before, spec))
+    result = _read(folder / _RESULT)
+    if not result:
+        return None
+    return RunResult(folder, result["metrics"], was_done=True, notes=("the run is already finished: nothing was done",))
+
+
+def _begin(folder: Path, session: Session, data: DataOverride | None, model: ModelRef | str | None) -> None:
+    """Write what the run starts from, or check that it is what the run started from."""
+    if not _is_main():
+        return
+    before = _read(folder / "run.json")
+    if before:
+        changed = differences(before["identity"], identity(session))
+        if changed:
+            what = f"the run began with other inputs: {', '.join(changed)} differ"
+            raise TrainingError(what, str(folder), "resume with the same model and data, or name a new folder")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "spec.yaml", session.spec.to_yaml())
+    write_json(folder / "plan.json", session.plan.to_dict())
+    write_json(folder / "run.json", run_record(session, describe(data), _model_text(model)))
+
+
+def _finish(
+    folder: Path, session: Session, operation: Operation, fitted: FitResult, metrics: Mapping[str, Any]
+) -> None:
+    plain = fitted.to_dict()
+    lines = [canonical_json(point) for point in plain.pop("history")]
+    write_text(folder / "metrics.jsonl", "".join(f"{line}\n" for line in lines))
+    staged, adapter = folder / "adapter.writing", folder / "adapter"
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        operation.save(staged)
+        shutil.rmtree(adapter, ignore_errors=True)
+        os.replace(staged, adapter)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    write_json(folder / _RESULT, {"name": session.spec.name, "metrics": metrics, "fit": plain})
+    shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
+
+
+def _is_leftover(folder: Path) -> bool:
+    """Whether all there is are the files that a run writes before run.json: it was killed while it began."""
+    early = {"spec.yaml", "plan.json"}
+    return all(path.name.removesuffix(".writing") in {*early, "run.json"} for path in folder.iterdir())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"the run's record cannot be read: {error}", str(path), "name a new folder") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _spec_hint(before: Mapping[str, Any], spec: Spec) -> str:
+    old, new = json.loads(before["identity"]["spec"]), json.loads(spec.canonical_json())
+    return f"they differ in {', '.join(differences(old, new))}; name a new folder"
+
+
+def _resume_hint(folder: Path, data: DataOverride | None, model: ModelRef | str | None) -> str:
+    parts = [f"surgery train {folder / 'spec.yaml'} --out {folder} --resume"]
+    if isinstance(data, str | Path):
+        parts.append(f"--data {data}")
+    if model is not None:
+        parts.append(f"--model {_model_text(model)}")
+    return "go on with:  " + " ".join(parts)
+
+
+def _model_text(model: ModelRef | str | None) -> str | None:
+    return model.ref if isinstance(model, ModelRef) else model
+
+
+def _is_main() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0

@@ -1,0 +1,122 @@
+"""Small models and data, made in this process: nothing here reads a network or a download."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from surgery.registry import Registry, load_registry
+from surgery.spec import Spec
+
+WORDS = "the a good bad fine poor film book plot scene was is very not really great awful slow bright dull".split()
+
+
+@pytest.fixture(scope="session")
+def registry() -> Registry:
+    import surgery_bert
+    import surgery_bias
+    import surgery_causal_lm
+    import surgery_full
+    import surgery_gpt2
+    import surgery_lora
+    import surgery_text_classification
+    import surgery_transformers
+
+    plugins = [surgery_bert, surgery_gpt2, surgery_full, surgery_lora, surgery_bias]
+    plugins += [surgery_causal_lm, surgery_text_classification, surgery_transformers]
+    return load_registry(extra=plugins, entry_points=False)
+
+
+def make_tokenizer(special: Sequence[str], **names: str) -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: index for index, word in enumerate([*special, *WORDS])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=names["unk_token"]))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=32, **names)
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT without a task head, two layers of width 16, with dropout."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-bert"
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    make_tokenizer(["[PAD]", "[UNK]"], unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2 with its tied head, two layers of width 16, and a tokenizer without a padding token."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-gpt2"
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=2, n_positions=32, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    make_tokenizer(["<end>", "<unk>"], unk_token="<unk>", eos_token="<end>").save_pretrained(folder)
+    return folder
+
+
+def sentences(count: int, start: int = 0) -> list[dict[str, Any]]:
+    """Rows whose label a model can learn: whether good words stand in the text."""
+    rows = []
+    for index in range(start, start + count):
+        good = index % 2
+        words = [WORDS[(index * 7 + place * 3) % len(WORDS)] for place in range(3 + index % 5)]
+        words.insert(index % 3, "great" if good else "awful")
+        rows.append({"text": " ".join(words) + f" {WORDS[index % len(WORDS)]}", "label": "good" if good else "bad"})
+    return rows
+
+
+def write_lines(path: Path, rows: Sequence[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def rows() -> dict[str, list[dict[str, Any]]]:
+    return {"train": sentences(60), "validation": sentences(21, 100), "test": sentences(13, 200)}
+
+
+@pytest.fixture
+def spec_of(bert: Path) -> Callable[..., Spec]:
+    """Return a function that makes a classification spec for the small BERT; keys replace its own."""
+
+    def make(*rules: dict[str, Any], training: dict[str, Any] | None = None, **keys: Any) -> Spec:
+        head = {"target": "classifier", "adapter": "full"}
+        plain = {
+            "name": "small",
+            "model": str(bert),
+            "task": {"kind": "text-classification", "max_length": 24},
+            "training": {"steps": 6, "batch_size": 4, "learning_rate": 1e-3, **(training or {})},
+            "rules": [*(rules or ({"role": r"attention\.(query|value)", "adapter": "lora", "rank": 2},)), head],
+            **keys,
+        }
+        return Spec(**plain)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Iterator[Path]:
+    default = Path(__file__).parents[2].parent / "shared" / "data"
+    folder = Path(os.environ.get("SURGERY_TEST_DATA", default))
+    if not folder.is_dir():
+        pytest.skip("no real data: set SURGERY_TEST_DATA to the folder that holds sst2/, lm_wikitext2/, ...")
+    yield folder
