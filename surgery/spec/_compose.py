@@ -19,6 +19,7 @@ from surgery.spec._scalars import ScalarProblem, plain
 __all__ = ["MAX_DEPTH", "Composed", "Finding", "Step", "compose"]
 
 MAX_DEPTH = 32
+MAX_FINDINGS = 1000
 _CORE_TAG = "tag:yaml.org,2002:"
 
 Step = str | int
@@ -30,14 +31,15 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 class Finding:
     """A problem of the document itself, at a line and a column (1-based).
 
-    `path` is set where a value was unusable and something stands in for it, so that nobody complains of the stand-in.
+    Where a value was unusable and something stands in for it (`stand_in`), nobody should complain of what stands there.
     """
 
     at: _Mark
     what: str
     hint: str = ""
     fatal: bool = False
-    path: tuple[Step, ...] | None = None
+    path: tuple[Step, ...] = ()
+    stand_in: bool = False
 
 
 @dataclass(slots=True)
@@ -114,29 +116,36 @@ class _Composer:
             return self._sequence(path)
         return self._mapping(path)
 
-    def _plainness(self, event: Any, path: tuple[Step, ...] | None = None) -> None:
+    def _plainness(self, event: Any, path: tuple[Step, ...]) -> None:
         if isinstance(event, yaml.AliasEvent):
-            self._say(event, f"the alias *{_cut(event.anchor or '')} is not supported", "write the value out", path)
+            self._say(
+                event,
+                f"the alias *{_cut(event.anchor or '')} is not supported",
+                "write the value out",
+                path,
+                stand_in=True,
+            )
             return
         if event.anchor is not None:
-            self._say(
-                event, f"the anchor &{_cut(event.anchor)} is not supported", "write the value out where it is used"
-            )
+            hint = "write the value out where it is used"
+            self._say(event, f"the anchor &{_cut(event.anchor)} is not supported", hint, path)
         if event.tag is not None:
             hint = "remove it; quote a value to make it text"
-            self._say(event, f"the tag {_cut(event.tag.replace(_CORE_TAG, '!!'))} is not supported", hint, path)
+            self._say(
+                event, f"the tag {_cut(event.tag.replace(_CORE_TAG, '!!'))} is not supported", hint, path, stand_in=True
+            )
 
-    def _scalar(self, event: Any, path: tuple[Step, ...] | None = None) -> Any:
+    def _scalar(self, event: Any, path: tuple[Step, ...]) -> Any:
         text: str = event.value
         if bad := control_character(text):
-            self._say(event, f"the text holds the control character {bad}", "remove the character", path)
+            self._say(event, f"the text holds the control character {bad}", "remove the character", path, stand_in=True)
             return ""
         if event.style:
             return text
         try:
             return plain(text)
         except ScalarProblem as problem:
-            self._say(event, problem.what, problem.hint, path)
+            self._say(event, problem.what, problem.hint, path, stand_in=True)
             return 0
 
     def _sequence(self, path: tuple[Step, ...]) -> list[Any]:
@@ -161,26 +170,30 @@ class _Composer:
         if not isinstance(event, yaml.ScalarEvent):
             self._value(event, (*path, "?"))
             if not isinstance(event, yaml.AliasEvent):
-                self._say(event, "a key must be text, not a list or a mapping", "quote a key that begins with [ or {")
+                self._say(
+                    event, "a key must be text, not a list or a mapping", "quote a key that begins with [ or {", path
+                )
             return None
-        self._plainness(event)
         if not event.style and event.value == "<<":
-            self._say(event, "the merge key << is not supported", "write the keys out")
+            self._say(event, "the merge key << is not supported", "write the keys out", path, stand_in=True)
             return None
-        key = self._scalar(event)
+        self._plainness(event, path)
+        key = self._scalar(event, path)
         if not isinstance(key, str):
             shown = _cut(event.value)
-            self._say(event, f"the key {shown or '(empty)'} must be text", f'write "{shown}" in quotes')
+            self._say(event, f"the key {shown or '(empty)'} must be text", f'write "{shown}" in quotes', path)
             return None
         if key in data:
             line, column = self._result.keys[*path, key]
             hint = f"the first one is in line {line}, column {column}; keep one of them"
-            self._say(event, f"the key {quoted(key)} appears twice", hint)
+            self._say(event, f"the key {quoted(key)} appears twice", hint, (*path, key))
             return None
         return key
 
-    def _say(self, event: Any, what: str, hint: str = "", path: tuple[Step, ...] | None = None) -> None:
-        self._result.findings.append(Finding(_mark(event), what, hint, path=path))
+    def _say(self, event: Any, what: str, hint: str, path: tuple[Step, ...], *, stand_in: bool = False) -> None:
+        self._result.findings.append(Finding(_mark(event), what, hint, path=path, stand_in=stand_in))
+        if len(self._result.findings) >= MAX_FINDINGS:
+            self._fatal(event, "the rest of the file was not read, because too much is wrong")
 
     def _fatal(self, event: Any, what: str, hint: str = "") -> None:
         self._result.findings.append(Finding(_mark(event), what, hint, fatal=True))

@@ -11,14 +11,14 @@ from typing import Any
 
 from surgery.errors import Problem, SpecError, nearest
 from surgery.spec._compose import Composed, Finding, Step, compose
+from surgery.spec._json import json_as_yaml
+from surgery.spec._path import path_text
 
 __all__ = ["MAX_BYTES", "Document", "load_document"]
 
 MAX_BYTES = 256 * 1024
 
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-# JSON writes characters beyond U+FFFF as two escapes, which YAML does not know.
-_PAIR = re.compile(r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})|\\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def load_document(source: Path | str, *, text: str | None = None, defer: bool = 
         raise SpecError(
             f"the character {code} is not allowed in a text file", f"{name}:{line}:{column}", _binary_hint(text)
         )
-    composed = compose(_json_as_yaml(text))
+    composed = compose(json_as_yaml(text, name))
     return _document(name, text, composed, defer)
 
 
@@ -82,8 +82,13 @@ def _document(name: str, text: str, composed: Composed, defer: bool) -> Document
         findings = [Finding((1, 1), "the file is empty", "a spec begins with version: 1", fatal=True)]
     if findings and (not defer or any(finding.fatal for finding in findings)):
         shown = sorted(findings, key=lambda finding: finding.at)[:50]
-        raise SpecError.of([Problem(item.what, f"{name}:{item.at[0]}:{item.at[1]}", item.hint) for item in shown])
+        raise SpecError.of([Problem(item.what, _where(name, item), item.hint) for item in shown])
     return Document(name, composed.data, tuple(findings), composed.keys, composed.values)
+
+
+def _where(name: str, finding: Finding) -> str:
+    place = f"{name}:{finding.at[0]}:{finding.at[1]}"
+    return f"{place}  {path_text(finding.path)}" if finding.path else place
 
 
 def _read(name: str, path: Path) -> bytes:
@@ -132,20 +137,6 @@ def _position(text: str, index: int) -> tuple[int, int]:
 
 def _binary_hint(text: str) -> str:
     return "this looks like a binary file, not a spec" if "\x00" in text[:4096] else "remove it"
-
-
-def _json_as_yaml(text: str) -> str:
-    """Rewrite, in place, the two things in which JSON is not YAML: tabs between tokens, and pairs of surrogate escapes."""
-    if not text.lstrip().startswith(("{", "[")):
-        return text
-
-    def merged(match: re.Match[str]) -> str:
-        if match.group(1) is None:
-            return match.group()
-        high, low = int(match.group(1), 16), int(match.group(2), 16)
-        return f"\\U{0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00):08X}"
-
-    return _PAIR.sub(merged, text.replace("\t", " "))
 
 
 def _names(folder: Path, limit: int = 2000) -> list[str]:

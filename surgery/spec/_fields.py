@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, PlainValidator, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from surgery.errors import SpecError
@@ -46,6 +46,10 @@ def _layers(value: Any) -> str | tuple[int, ...]:
         raise in_words(error.what, error.hint) from None
 
 
+def _as_json(value: str | tuple[int, ...]) -> str | list[int]:
+    return value if isinstance(value, str) else list(value)
+
+
 def plain_map(value: Any) -> Any:
     """Let a read-only mapping pass a strict `dict` field."""
     return dict(value) if isinstance(value, Mapping) else value
@@ -73,7 +77,7 @@ def some(number: int, what: str) -> Callable[[Any], Any]:
 
     def check(value: Any) -> Any:
         if isinstance(value, list | tuple) and not value:
-            raise in_words(f"must hold at least one of the {what}")
+            raise in_words(f"must hold at least one {what.removesuffix('s')}")
         return upper(value)
 
     return check
@@ -84,6 +88,8 @@ PatternText = Annotated[Text, AfterValidator(_pattern)]
 Layers = Annotated[
     str | tuple[int, ...],
     PlainValidator(_layers),
+    # Pydantic would check the list that JSON gets against the union again, and warn.
+    PlainSerializer(_as_json, return_type=Any, when_used="json"),
     WithJsonSchema(
         {
             "anyOf": [

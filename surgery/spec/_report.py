@@ -10,12 +10,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from surgery.errors import Problem, SpecError
+from surgery.spec._path import path_text
 from surgery.spec._words import Words, alternatives, describe
 
 if TYPE_CHECKING:
     from surgery.spec._document import Document
 
-__all__ = ["MAX_PROBLEMS", "path_text", "spec_error"]
+__all__ = ["MAX_PROBLEMS", "spec_error"]
 
 MAX_PROBLEMS = 50
 
@@ -40,13 +41,12 @@ def spec_error(
     """Return one `SpecError` for everything in `error` and in the document's own findings."""
     found = [_find(line, data, document) for line in error.errors(include_url=False)] if error is not None else []
     if document is not None:
-        unusable = {finding.path for finding in document.findings if finding.path is not None}
+        unusable = {finding.path for finding in document.findings if finding.stand_in}
         found = [item for item in found if not any(item.path[:end] in unusable for end in range(len(item.path) + 1))]
     placed: list[tuple[tuple[int, int], Problem]] = []
     if document is not None:
         for finding in document.findings:
-            line, column = finding.at
-            placed.append((finding.at, Problem(finding.what, f"{document.name}:{line}:{column}", finding.hint)))
+            placed.append((finding.at, Problem(finding.what, _where(document, finding.at, finding.path), finding.hint)))
     groups = _grouped(found)
     # Only what is shown is put into words: hints compare names, which is slow for thousands of them.
     groups.sort(key=lambda group: group[0].at)
@@ -57,24 +57,6 @@ def spec_error(
     if total > len(problems):
         problems.append(Problem(f"and {total - len(problems)} more problems", document.name if document else ""))
     return SpecError.of(problems)  # type: ignore[return-value]
-
-
-def path_text(path: _Path) -> str:
-    """Return `path` as users read it.
-
-    >>> path_text(("arms", "my arm", "rules", 0, "rank"))
-    'arms["my arm"].rules[0].rank'
-    """
-    text = ""
-    for step in path:
-        if isinstance(step, int):
-            text += f"[{step}]"
-        elif step.replace("-", "_").isidentifier():
-            text += f".{step}" if text else step
-        else:
-            shown = step if len(step) <= 40 else step[:37] + "..."
-            text += '["' + shown.replace('"', '\\"') + '"]'
-    return text
 
 
 def _find(error: ErrorDetails, data: Any, document: Document | None) -> _Found:
@@ -133,8 +115,10 @@ def _problem(group: list[_Found], model: type[BaseModel], document: Document | N
     first = group[0]
     spoken = [Words(item.error, item.path, item.about_key).spoken() for item in group]
     what, hint = alternatives(spoken, describe(first.error["input"])) if len(spoken) > 1 else spoken[0]
-    path = path_text(first.path[:-1] if first.error["type"] == "missing" else first.path)
-    if document is None:
-        return Problem(what, path, hint)
-    where = f"{document.name}:{first.at[0]}:{first.at[1]}"
-    return Problem(what, f"{where}  {path}" if path else where, hint)
+    path = first.path[:-1] if first.error["type"] == "missing" else first.path
+    return Problem(what, path_text(path) if document is None else _where(document, first.at, path), hint)
+
+
+def _where(document: Document, at: tuple[int, int], path: _Path) -> str:
+    place = f"{document.name}:{at[0]}:{at[1]}"
+    return f"{place}  {path_text(path)}" if path else place

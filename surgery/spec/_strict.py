@@ -16,6 +16,9 @@ from surgery.spec._report import spec_error
 __all__ = ["Options", "StrictModel", "lines_of", "said", "unknown_key"]
 
 
+MAX_UNKNOWN = 1000
+
+
 class StrictModel(BaseModel):
     """A frozen model that coerces nothing, accepts no unknown key, and reports every problem together.
 
@@ -63,7 +66,9 @@ class StrictModel(BaseModel):
     def _prepare(cls, data: dict[str, Any], context: Any) -> tuple[dict[str, Any], list[InitErrorDetails]]:
         """Return the keys to validate, and the problems of those that are taken out."""
         known = _keys_of(cls)
-        lines = [unknown_key(key, known) for key in data if key not in known]
+        unknown = [key for key in data if key not in known]
+        # A file of nothing but unknown keys must not cost seconds; fifty are shown in any case.
+        lines = [unknown_key(key, known) for key in unknown[:MAX_UNKNOWN]]
         return {key: _as_tuple(cls, key, value) for key, value in data.items() if key in known}, lines
 
     @classmethod
