@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     Field,
@@ -38,10 +38,6 @@ class Flat(StrictModel):
     _plugin_word: ClassVar[str]
 
     options: Annotated[Mapping[str, Any], SkipValidation()] = Field(default_factory=FrozenMap, repr=True)
-
-    if TYPE_CHECKING:
-        # Type checkers would refuse the flat options; at run time StrictModel's constructor is used.
-        def __init__(self, /, **keys: Any) -> None: ...
 
     @classmethod
     def _prepare(cls, data: dict[str, Any], context: Any) -> tuple[dict[str, Any], list[InitErrorDetails]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 from pydantic_core import InitErrorDetails
@@ -28,8 +28,8 @@ def needs_pattern(data: Mapping[str, Any], what: str) -> list[InitErrorDetails]:
 class Exclude(StrictModel):
     """What a rule leaves out, although its own patterns match."""
 
-    role: PatternText | None = Field(None, description="Regular expression on the role, full match.")
-    target: PatternText | None = Field(None, description="Regular expression on the module path, full match.")
+    role: PatternText | None = Field(default=None, description="Regular expression on the role, full match.")
+    target: PatternText | None = Field(default=None, description="Regular expression on the module path, full match.")
 
     @classmethod
     def _cross_check(cls, data: Mapping[str, Any], context: Any) -> list[InitErrorDetails]:
@@ -46,16 +46,22 @@ class Rule(Flat):
     _plugin_key: ClassVar[str] = "adapter"
     _plugin_word: ClassVar[str] = "adapter"
 
-    role: PatternText | None = Field(None, description="Regular expression on the canonical role, full match.")
-    target: PatternText | None = Field(None, description="Regular expression on the module path, full match.")
-    exclude: Exclude | None = Field(None, description="What to leave out of the matches.")
-    layers: Layers = Field("all", description='Which layers: all, "0-5", [0, 3, -1], "first 4" or "last 4".')
+    role: PatternText | None = Field(default=None, description="Regular expression on the canonical role, full match.")
+    target: PatternText | None = Field(default=None, description="Regular expression on the module path, full match.")
+    exclude: Exclude | None = Field(default=None, description="What to leave out of the matches.")
+    layers: Layers = Field(default="all", description='Which layers: all, "0-5", [0, 3, -1], "first 4" or "last 4".')
     adapter: Text = Field(description="The name of an installed adapter.")
-    expect: int | None = Field(None, gt=0, description="How many sites the rule must win; anything else is an error.")
+    expect: int | None = Field(
+        default=None, gt=0, description="How many sites the rule must win; anything else is an error."
+    )
     tied: Literal["error", "share", "untie"] = Field(
         "error", description="What to do with a weight that has two names."
     )
-    allow_oversized: bool = Field(False, description="Allow an adapter that costs more than the weight itself.")
+    allow_oversized: bool = Field(default=False, description="Allow an adapter that costs more than the weight itself.")
+
+    if TYPE_CHECKING:
+        # Type checkers would refuse the options, which lie flat; at run time StrictModel's constructor is used.
+        def __init__(self, /, **keys: Any) -> None: ...
 
     @classmethod
     def _cross_check(cls, data: Mapping[str, Any], context: Any) -> list[InitErrorDetails]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, WithJsonSchema
 from pydantic_core import InitErrorDetails
@@ -30,8 +30,10 @@ class ModelRef(StrictModel):
     """Which pretrained model. A plain text stands for `{ref: text}`."""
 
     ref: Text = Field(description="A name on a model hub, a folder, or a model of a plugin such as demo:minilm.")
-    revision: Text | None = Field(None, description="A branch, tag or commit of the hub's repository.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="The dtype to load it in.")
+    revision: Text | None = Field(default=None, description="A branch, tag or commit of the hub's repository.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="The dtype to load it in."
+    )
 
     @classmethod
     def _shorthand(cls, data: Any) -> Any:
@@ -51,6 +53,10 @@ class TaskSpec(Flat):
     _plugin_word: ClassVar[str] = "task"
 
     kind: Text = Field(description="The name of an installed task.")
+
+    if TYPE_CHECKING:
+        # Type checkers would refuse the options, which lie flat; at run time StrictModel's constructor is used.
+        def __init__(self, /, **keys: Any) -> None: ...
 
     @classmethod
     def _names(cls, catalog: Catalog) -> Sequence[str]:
@@ -75,14 +81,16 @@ def _no_limit() -> Mapping[Any, int]:
 class DataSpec(StrictModel):
     """Where the examples come from. What is left out can be given on the command line."""
 
-    name: Text | None = Field(None, description="A data set on a hub, or a plugin's such as demo:stdlib-docstrings.")
-    config: Text | None = Field(None, description="The configuration of the data set.")
-    revision: Text | None = Field(None, description="A branch, tag or commit of the data set.")
+    name: Text | None = Field(
+        default=None, description="A data set on a hub, or a plugin's such as demo:stdlib-docstrings."
+    )
+    config: Text | None = Field(default=None, description="The configuration of the data set.")
+    revision: Text | None = Field(default=None, description="A branch, tag or commit of the data set.")
     train: Text | None = Field(
         None, description="A split of the data set; without a name, a .csv, .jsonl or .json file."
     )
-    validation: Text | None = Field(None, description="The same for validation.")
-    test: Text | None = Field(None, description="The same for the test.")
+    validation: Text | None = Field(default=None, description="The same for validation.")
+    test: Text | None = Field(default=None, description="The same for the test.")
     columns: TextMap = Field(
         default_factory=FrozenMap, description="What the task calls a column -> the column's name."
     )
@@ -122,17 +130,21 @@ class Spec(StrictModel):
     0
     """
 
-    version: Version = Field(VERSION, description="The version of the format; a file must state it.")
+    version: Version = Field(default=VERSION, description="The version of the format; a file must state it.")
     name: _Name = Field(description="Letters, digits, dot, dash and underscore; names the run folder.")
-    seed: int = Field(0, ge=0, le=MAX_INTEGER, description="Decides every random draw.")
-    model: ModelRef | None = Field(None, description="The pretrained model; may be given on the command line.")
-    task: TaskSpec | None = Field(None, description="What to train for.")
-    data: DataSpec | None = Field(None, description="What to train on.")
-    training: TrainingSpec | None = Field(None, description="How to train.")
+    seed: int = Field(default=0, ge=0, le=MAX_INTEGER, description="Decides every random draw.")
+    model: ModelRef | None = Field(default=None, description="The pretrained model; may be given on the command line.")
+    task: TaskSpec | None = Field(default=None, description="What to train for.")
+    data: DataSpec | None = Field(default=None, description="What to train on.")
+    training: TrainingSpec | None = Field(default=None, description="How to train.")
     rules: Annotated[tuple[Rule, ...], BeforeValidator(some(MAX_RULES, "rules"))] = Field(
         json_schema_extra={"minItems": 1, "maxItems": MAX_RULES},
         description="Read top to bottom: the first rule that matches a parameter wins it.",
     )
+
+    if TYPE_CHECKING:
+        # Type checkers would refuse lists and plain mappings, which become tuples and models.
+        def __init__(self, /, **keys: Any) -> None: ...
 
     @classmethod
     def _cross_check(cls, data: Mapping[str, Any], context: Any) -> list[InitErrorDetails]:

@@ -21,12 +21,14 @@ _Count = Annotated[int, Field(gt=0, le=MAX_INTEGER)]
 class ParameterGroup(StrictModel):
     """Trainable parameters that get a learning rate or a weight decay of their own."""
 
-    role: PatternText | None = Field(None, description="Regular expression on the canonical role, full match.")
-    target: PatternText | None = Field(None, description="Regular expression on the module path, full match.")
+    role: PatternText | None = Field(default=None, description="Regular expression on the canonical role, full match.")
+    target: PatternText | None = Field(default=None, description="Regular expression on the module path, full match.")
     learning_rate: float | None = Field(
         None, gt=0, description="Learning rate of the group; null means the general one."
     )
-    weight_decay: float | None = Field(None, ge=0, description="Weight decay of the group; null means the general one.")
+    weight_decay: float | None = Field(
+        default=None, ge=0, description="Weight decay of the group; null means the general one."
+    )
 
     @classmethod
     def _cross_check(cls, data: Mapping[str, Any], context: Any) -> list[InitErrorDetails]:
@@ -36,25 +38,37 @@ class ParameterGroup(StrictModel):
 class TrainingSpec(StrictModel):
     """The training run, with exactly one of `steps` and `epochs`."""
 
-    steps: _Count | None = Field(None, description="Optimizer steps; or give epochs.")
-    epochs: float | None = Field(None, gt=0, description="Passes over the training data; or give steps.")
-    batch_size: _Count = Field(16, description="Examples per device and forward pass.")
-    evaluation_batch_size: _Count | None = Field(None, description="The same for evaluation; null means batch_size.")
-    gradient_accumulation: _Count = Field(1, description="Forward passes per optimizer step.")
+    steps: _Count | None = Field(default=None, description="Optimizer steps; or give epochs.")
+    epochs: float | None = Field(default=None, gt=0, description="Passes over the training data; or give steps.")
+    batch_size: _Count = Field(default=16, description="Examples per device and forward pass.")
+    evaluation_batch_size: _Count | None = Field(
+        default=None, description="The same for evaluation; null means batch_size."
+    )
+    gradient_accumulation: _Count = Field(default=1, description="Forward passes per optimizer step.")
     learning_rate: float = Field(gt=0, description="Peak learning rate.")
-    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
-    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="The learning rate after warm-up.")
-    max_grad_norm: float | None = Field(1.0, gt=0, description="Gradients are clipped to this norm; null means never.")
-    evaluate_every: _Count | None = Field(None, description="Steps between evaluations; null means at the end only.")
-    save_every: _Count | None = Field(None, description="Steps between checkpoints; null means at the end only.")
+    weight_decay: float = Field(default=0.01, ge=0, description="Decoupled weight decay.")
+    warmup: float = Field(default=0.1, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        default="linear", description="The learning rate after warm-up."
+    )
+    max_grad_norm: float | None = Field(
+        default=1.0, gt=0, description="Gradients are clipped to this norm; null means never."
+    )
+    evaluate_every: _Count | None = Field(
+        default=None, description="Steps between evaluations; null means at the end only."
+    )
+    save_every: _Count | None = Field(
+        default=None, description="Steps between checkpoints; null means at the end only."
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="Precision of the forward and backward pass."
     )
     groups: Annotated[tuple[ParameterGroup, ...], BeforeValidator(at_most(64, "groups"))] = Field(
-        (), description="Groups of parameters with values of their own; the first that matches wins."
+        default=(), description="Groups of parameters with values of their own; the first that matches wins."
     )
-    log_to: tuple[Literal["tensorboard", "wandb"], ...] = Field((), description="Where metrics are sent as well.")
+    log_to: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        default=(), description="Where metrics are sent as well."
+    )
 
     @classmethod
     def _cross_check(cls, data: Mapping[str, Any], context: Any) -> list[InitErrorDetails]:

@@ -11,8 +11,8 @@ from pydantic import Field
 from surgery.spec import Options
 
 
-class LowRankOptions(Options):
-    """Options like those of a low-rank adapter."""
+class LoraOptions(Options):
+    """Options like those of a LoRA adapter."""
 
     rank: int = Field(gt=0, description="Rank of the update.")
     alpha: float = Field(16.0, gt=0, description="Scale of the update.")
@@ -37,16 +37,18 @@ class FakeCatalog:
     """Two adapters and one task."""
 
     def adapter_names(self) -> Sequence[str]:
-        return ["low-rank", "full"]
+        return ["lora", "full"]
 
     def adapter_options(self, name: str) -> type[Options]:
-        return {"low-rank": LowRankOptions, "full": FullOptions}[name]
+        models: dict[str, type[Options]] = {"lora": LoraOptions, "full": FullOptions}
+        return models[name]
 
     def task_names(self) -> Sequence[str]:
         return ["text-classification"]
 
     def task_options(self, name: str) -> type[Options]:
-        return {"text-classification": ClassificationOptions}[name]
+        models: dict[str, type[Options]] = {"text-classification": ClassificationOptions}
+        return models[name]
 
 
 @pytest.fixture(scope="session")
