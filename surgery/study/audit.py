@@ -67,9 +67,11 @@ def audit(study: StudySpec, records: Sequence[CellRecord], edges: Sequence[str])
     )
 
 
-def untrained(study: StudySpec, final: Sequence[CellRecord]) -> dict[str, str]:
+def untrained(final: Sequence[CellRecord]) -> dict[str, str]:
     """Return arm -> why it counts as not trained, for arms of which a run learned nothing or diverged."""
-    base = next((record["validation"].get("loss") for record in final if record["arm"] == FROZEN and not record["trains"]), None)
+    base = next(
+        (record["validation"].get("loss") for record in final if record["arm"] == FROZEN and not record["trains"]), None
+    )
     found: dict[str, str] = {}
     for record in final:
         if not record["trains"] or record["arm"] == FROZEN or record["arm"] in found:
@@ -80,7 +82,9 @@ def untrained(study: StudySpec, final: Sequence[CellRecord]) -> dict[str, str]:
             found[record["arm"]] = f"seed {record['seed']} diverged"
         elif floor is not None and loss >= floor:
             than = "always answering the training set's class shares" if majority else "the untouched base"
-            found[record["arm"]] = f"seed {record['seed']} ends at a validation loss of {loss:.4g}, no better than {than} ({floor:.4g})"
+            found[record["arm"]] = (
+                f"seed {record['seed']} ends at a validation loss of {loss:.4g}, no better than {than} ({floor:.4g})"
+            )
     return found
 
 
@@ -141,7 +145,9 @@ def _budget(trained: Sequence[CellRecord]) -> Check:
         return Check(name, "fail", f"unequal: {told}")
     examples, tokens, updates = next(iter(found))
     between = "" if len(found) == 1 else " (tokens differ between seeds only)"
-    return Check(name, "pass", f"{examples:,} examples, {tokens:,} tokens and {updates:,} updates in every arm{between}")
+    return Check(
+        name, "pass", f"{examples:,} examples, {tokens:,} tokens and {updates:,} updates in every arm{between}"
+    )
 
 
 def _head_rate(study: StudySpec) -> Check:
@@ -176,7 +182,9 @@ def _swept(study: StudySpec) -> Check:
         sizes = ", ".join(f"{study.label(arm)} from {len(spec.learning_rate)}" for arm, spec in study.arms.items())
         return Check(name, "pass", sizes)
     rates = {spec.learning_rate for spec in study.arms.values()}
-    shared = "; all arms share one rate, which by itself can decide the winner" if len(rates) == 1 < len(study.arms) else ""
+    shared = (
+        "; all arms share one rate, which by itself can decide the winner" if len(rates) == 1 < len(study.arms) else ""
+    )
     return Check(name, "warn", f"unswept: {', '.join(missing)}; their verdicts hold for the given rate only{shared}")
 
 
@@ -198,7 +206,7 @@ def _seeds(study: StudySpec) -> Check:
 
 def _learned(study: StudySpec, final: Sequence[CellRecord]) -> Check:
     name = "every arm learned"
-    found = untrained(study, final)
+    found = untrained(final)
     if not found:
         return Check(name, "pass", "every run ends below the loss that needs no training")
     told = "; ".join(f"{study.label(arm)}: {why}" for arm, why in found.items())

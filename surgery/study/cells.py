@@ -117,8 +117,16 @@ def _frozen(study: StudySpec, seed: int) -> Cell:
 
 
 def _built(study: StudySpec, arm: str, phase: Phase, seed: int, rate: float, rules: tuple[Rule, ...]) -> Cell:
-    shared = {"model": study.model, "task": study.task, "data": study.data, "training": study.training_of(rate)}
-    spec = Spec(name=arm, seed=seed, rules=rules, **shared)
+    spec = Spec(
+        version=1,
+        name=arm,
+        seed=seed,
+        model=study.model,
+        task=study.task,
+        data=study.data,
+        training=study.training_of(rate),
+        rules=rules,
+    )
     # Forgetting belongs to the report; tuning must stay cheap.
     forgetting = study.forgetting.data if study.forgetting and phase == "final" else None
     return Cell(arm, phase, seed, rate, spec, True, forgetting, study.probe)

@@ -59,7 +59,9 @@ def measure(
         return Measure(0, {}, {}, None)
     count = len(flat[0]["loss"])
     if any(len(items["loss"]) != count for items in flat):
-        raise StateError("the runs were scored on different numbers of test items", hint="begin again in an empty folder")
+        raise StateError(
+            "the runs were scored on different numbers of test items", hint="begin again in an empty folder"
+        )
     points, draws = _values(flat, final, metric, resamples, score)
     shape = (len(arms), len(seeds))
     by_arm = points.reshape(shape)
@@ -120,7 +122,7 @@ def _values(
     if parts is not None:
         values, units = parts
         points = values.sum(axis=1) / units.sum()
-        if _agrees(points, flat, final, metric):
+        if _agrees(points, final, metric):
             return points, resampled_ratios(values, units, resamples, 0)
     if score is None:
         raise StateError(
@@ -143,7 +145,7 @@ def _ratio(flat: Sequence[Items], metric: str) -> tuple[Floats, Floats] | None:
     return None
 
 
-def _agrees(points: Floats, flat: Sequence[Items], final: Sequence[CellRecord], metric: str) -> bool:
+def _agrees(points: Floats, final: Sequence[CellRecord], metric: str) -> bool:
     """Return whether the ratio is what the task itself reports: a plugin may mean something else by the same name."""
     reported = {(record["test"] or {}).get(metric) for record in final}
     told = [value for value in reported if value is not None]

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+# Pydantic needs this one before Python 3.12, and depends on it itself.
+from typing_extensions import TypedDict
 
-__all__ = ["Budget", "CellRecord", "CurvePoint", "Lost", "Majority", "Memory", "Merge", "MetricInfo", "Parameters", "Timing"]
+__all__ = [
+    "Budget",
+    "CellRecord",
+    "CurvePoint",
+    "Lost",
+    "Majority",
+    "Memory",
+    "Merge",
+    "MetricInfo",
+    "Parameters",
+    "Timing",
+    "memory_total",
+]
 
 
 class MetricInfo(TypedDict):
@@ -59,6 +72,11 @@ class Memory(TypedDict):
     gradients: int
     optimizer: int
     activations: int
+
+
+def memory_total(memory: Memory) -> int:
+    """Return the bytes of all components together."""
+    return memory["weights"] + memory["gradients"] + memory["optimizer"] + memory["activations"]
 
 
 class Budget(TypedDict):

@@ -31,7 +31,7 @@ def write_atomically(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(draft, path)
+        draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
     _sync_folder(path.parent)
@@ -61,7 +61,9 @@ def read_records(path: Path) -> tuple[dict[str, Record], str]:
             continue
         if record is None:
             raise StateError(
-                "this line is not a result", f"{path}:{number}", "restore the file, or delete the line: its cell runs again"
+                "this line is not a result",
+                f"{path}:{number}",
+                "restore the file, or delete the line: its cell runs again",
             )
         known = records.get(record["key"])
         if known is not None and without_timings(known) != without_timings(record):
@@ -168,7 +170,9 @@ def _locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StateError(
-                "another process is at work in this folder", str(folder), "wait for it, stop it, or choose another --out"
+                "another process is at work in this folder",
+                str(folder),
+                "wait for it, stop it, or choose another --out",
             ) from None
         yield
 

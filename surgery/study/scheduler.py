@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from surgery.errors import Problem, SurgeryError, TrainingError
@@ -85,7 +87,10 @@ class LocalPool:
             # Only as many as there are workers: after a failure nothing else must begin.
             while waiting and failure is None and len(running) < self.workers:
                 job = waiting.pop()
-                running[pool.submit(work, job)] = job
+                try:
+                    running[pool.submit(work, job)] = job
+                except BrokenProcessPool as error:
+                    raise _died([job.title, *(other.title for other in running.values())]) from error
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 job = running.pop(future)
                 try:
@@ -122,18 +127,18 @@ def width(jobs: int, bytes_per_job: int) -> int:
 
 def _free_bytes() -> int:
     try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            fields = dict(line.split(":", 1) for line in file)
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        fields = dict(line.split(":", 1) for line in lines)
         free = int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return 4 << 30
     try:
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as limit, open(
-            "/sys/fs/cgroup/memory.current", encoding="ascii"
-        ) as used:
-            return min(free, int(limit.read()) - int(used.read()))
+        # In a container the group's own limit is the one that kills.
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
     except (OSError, ValueError):
         return free
+    return min(free, limit - used)
 
 
 def _named(job: Titled, error: Exception) -> SurgeryError:
@@ -182,16 +187,14 @@ def _follow_parent() -> None:
         os._exit(1)
 
 
-class _one_thread:
+@contextmanager
+def _one_thread() -> Iterator[None]:
     """One torch thread inside the block: the order of sums, and so the bits, must not depend on the engine."""
+    import torch
 
-    def __enter__(self) -> None:
-        import torch
-
-        self._before = torch.get_num_threads()
-        torch.set_num_threads(1)
-
-    def __exit__(self, *_: object) -> None:
-        import torch
-
-        torch.set_num_threads(self._before)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -12,8 +12,18 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import InitErrorDetails
 
 from surgery.errors import nearest
-from surgery.spec import Catalog, DataSpec, ModelRef, ParameterGroup, Rule, StrictModel, TaskSpec, TrainingSpec
-from surgery.spec import load_document, validate_document
+from surgery.spec import (
+    Catalog,
+    DataSpec,
+    ModelRef,
+    ParameterGroup,
+    Rule,
+    StrictModel,
+    TaskSpec,
+    TrainingSpec,
+    load_document,
+    validate_document,
+)
 from surgery.spec._catalog import Context
 from surgery.spec._fields import Text, at_most, frozen_map, plain_map
 from surgery.spec._frozen import MAX_INTEGER
@@ -99,7 +109,9 @@ class StudySpec(StrictModel):
     seeds: tuple[_Seed, ...] = Field(min_length=1, max_length=100, description="Each seed runs every arm once.")
     tuning_seed: _Seed = Field(0, description="The seed on which learning rates are chosen; not among seeds.")
     head: _Rules = Field((), description="Rules added in front of every arm's; the frozen row trains these alone.")
-    head_learning_rate: _Rate | None = Field(None, description="Learning rate of what the head rules train, in every arm.")
+    head_learning_rate: _Rate | None = Field(
+        None, description="Learning rate of what the head rules train, in every arm."
+    )
     arms: _Arms = Field(description="Name -> rules and learning rate.")
     reference: _Name = Field(description="The arm that the others are compared with.")
     margin: float = Field(gt=0, description="Differences smaller than this do not matter; in the unit of the metric.")
@@ -136,7 +148,7 @@ class StudySpec(StrictModel):
         """Return the shared training at one learning rate, the head at its own."""
         shared = self.training.model_dump()
         heads = [
-            ParameterGroup(role=rule.role, target=rule.target, learning_rate=self.head_learning_rate)
+            ParameterGroup(role=rule.role, target=rule.target, learning_rate=self.head_learning_rate, weight_decay=None)
             for rule in self.head
         ]
         groups = tuple(heads) + self.training.groups
@@ -174,7 +186,11 @@ def _seed_lines(data: Mapping[str, Any]) -> list[InitErrorDetails]:
 
 def _sweeps(data: Mapping[str, Any]) -> bool:
     arms = data.get("arms")
-    grids = [arm.get("learning_rate") for arm in arms.values() if isinstance(arm, Mapping)] if isinstance(arms, Mapping) else []
+    grids = (
+        [arm.get("learning_rate") for arm in arms.values() if isinstance(arm, Mapping)]
+        if isinstance(arms, Mapping)
+        else []
+    )
     return any(isinstance(grid, list | tuple) and len(grid) > 1 for grid in grids)
 
 

@@ -6,8 +6,8 @@ The model behind the paired interval: the difference of two arms on item i with 
     Var(mean d) = var(a)/S + var(b)/n + var(e)/(S n).
 
 A percentile bootstrap over three seeds undercovers badly (it cannot see farther than the three values it was given), so
-the bootstrap supplies the item variance, for any metric, and the few seeds get Student's t. `docs` of the numbers:
-tests/study/test_coverage.py.
+the bootstrap supplies the item variance, for any metric, and the few seeds get Student's t. What that is worth on studies
+of known truth stands in tests/study/test_coverage.py.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from surgery.study.quantiles import binomial_p, root, student
 from surgery.study.resample import Floats
 
 __all__ = ["Estimate", "Interval", "Paired", "across_seeds", "holm", "mcnemar", "paired"]
@@ -96,15 +97,13 @@ class Paired:
     @property
     def p(self) -> float:
         """The smallest alpha at which the (1 - alpha) interval excludes 0."""
-        from scipy.optimize import brentq
-
         size = abs(self.difference)
         if size == 0 or self.half_width(1e-6) >= size:
             return 1.0
         floor = 1e-12
         if self.half_width(1 - floor) <= size:
             return floor
-        return float(brentq(lambda alpha: self.half_width(1 - alpha) - size, floor, 1 - 1e-6, xtol=1e-13))
+        return root(lambda alpha: self.half_width(1 - alpha) - size, floor, 1 - 1e-6)
 
     def forecast(self, seeds: int, items: int, level: float) -> float:
         """Return the half-width to expect with other sample sizes, the variances staying as they were estimated."""
@@ -117,11 +116,9 @@ class Paired:
     @property
     def detectable(self) -> float:
         """The smallest true difference that this many seeds and items would find with a power of 80 %."""
-        from scipy import stats
-
         half = self.half_width(0.95)
         freedom = self._freedom()
-        return half * float(1 + stats.t.ppf(0.8, freedom) / stats.t.ppf(0.975, freedom))
+        return half * (1 + student(0.8, freedom) / student(0.975, freedom))
 
     def _freedom(self) -> float:
         variance = self.seed_part + max(self.item_part - self.shared_part, 0.0)
@@ -138,27 +135,23 @@ def half_width(seed_part: float, item_part: float, shared: float, seeds: int, it
     a pooled (Satterthwaite) t is too short when the seeds that were drawn happen to agree. The result is never narrower
     than the interval of these very weights on other items.
     """
-    from scipy import stats
-
     tail = 0.5 + level / 2
-    of_items = float(stats.t.ppf(tail, max(items - 1, 1))) ** 2
+    of_items = student(tail, max(items - 1, 1)) ** 2
     only_items = of_items * item_part
     if seeds < 2:
         return math.sqrt(only_items)
-    of_seeds = float(stats.t.ppf(tail, seeds - 1)) ** 2
+    of_seeds = student(tail, seeds - 1) ** 2
     return math.sqrt(max(of_seeds * seed_part + of_items * max(item_part - shared, 0.0), only_items))
 
 
 def across_seeds(values: Sequence[float], level: float = 0.95) -> Estimate:
     """Return mean, standard deviation and Student interval of one value per seed."""
-    from scipy import stats
-
     array = np.asarray(values, dtype=np.float64)
     mean = float(array.mean())
     if array.size < 2:
         return Estimate(mean, None, None, int(array.size))
     deviation = float(array.std(ddof=1))
-    half = float(stats.t.ppf(0.5 + level / 2, array.size - 1)) * deviation / math.sqrt(array.size)
+    half = student(0.5 + level / 2, int(array.size) - 1) * deviation / math.sqrt(array.size)
     return Estimate(mean, deviation, Interval(mean - half, mean + half), int(array.size))
 
 
@@ -198,11 +191,9 @@ def paired(differences: Sequence[float], resampled: Floats, items: int, seed: in
 
 def mcnemar(arm_right: Sequence[bool], reference_right: Sequence[bool]) -> float:
     """Return the exact two-sided p of McNemar's test on two aligned lists of right answers."""
-    from scipy import stats
-
     arm, reference = np.asarray(arm_right, dtype=bool), np.asarray(reference_right, dtype=bool)
     gained, lost = int((arm & ~reference).sum()), int((~arm & reference).sum())
-    return 1.0 if gained + lost == 0 else float(stats.binomtest(gained, gained + lost).pvalue)
+    return 1.0 if gained + lost == 0 else binomial_p(gained, gained + lost)
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:

@@ -203,7 +203,7 @@ def _row(study: StudySpec, arm: str, final: Sequence[CellRecord], choices: Seque
         elements=sum(trip["elements"] for trip in trips) if trips else None,
         differ=sum(trip["differ"] for trip in trips) if trips else None,
         logit_change=_largest([trip["logit_change"] for trip in trips]),
-        flag=untrained(study, final).get(arm, ""),
+        flag=untrained(final).get(arm, ""),
     )
     return _with_forgetting(row, own)
 

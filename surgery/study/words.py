@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from surgery.study.record import memory_total
 from surgery.study.statistics import Interval
 from surgery.study.summary import Row, Summary
 from surgery.study.verdict import ENOUGH_SEEDS
@@ -118,7 +119,7 @@ def _costs(row: Row, reference: Row) -> list[str]:
     if row.step and reference.step:
         parts.append(f"{row.step / reference.step:.2f}x the step time")
     if row.memory and reference.memory:
-        parts.append(f"{sum(row.memory.values()) / sum(reference.memory.values()):.2f}x the training memory")
+        parts.append(f"{memory_total(row.memory) / memory_total(reference.memory):.2f}x the training memory")
     return [_sentence_case("; ".join(parts)) + "."]
 
 

@@ -1,0 +1,220 @@
+"""Comparing: choose learning rates, run every arm on every seed, and write down what may be concluded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from pydantic import TypeAdapter
+
+from surgery.errors import StateError
+from surgery.registry import Registry
+from surgery.study.cells import Cell, final_cells, tuning_cells
+from surgery.study.choose import Choice, choose_rates
+from surgery.study.record import CellRecord
+from surgery.study.results import RESULTS, STUDY, Results, read_records, write_atomically
+from surgery.study.run_cell import CellRunner, versions
+from surgery.study.scheduler import Scheduler, local_engine
+from surgery.study.spec import StudySpec, load_study
+from surgery.study.summary import Summary, summarise
+from surgery.study.tables import write_tables
+from surgery.study.words import sentence
+
+__all__ = ["SUMMARY", "Comparison", "Progress", "compare", "read_comparison"]
+
+SUMMARY = "summary.json"
+_OVERHEAD = 900 << 20  # Python, torch, transformers and one batch
+_COPIES = 8  # base, snapshot, trained copy, gradients, two moments, and two of activations
+
+
+class Progress(Protocol):
+    """Whoever wants to know how far a study is: cells done, cells in all, and what just happened."""
+
+    def __call__(self, done: int, total: int, description: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished study.
+
+    Attributes:
+        folder: `results.jsonl`, `study.json`, `summary.json`, `tables/*.csv` and `adapters/` lie in it.
+        study: what was compared.
+        summary: the numbers.
+        records: every cell's record, in order.
+    """
+
+    folder: Path
+    study: StudySpec
+    summary: Summary
+    records: tuple[CellRecord, ...]
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """The verdict lines: arms first, then the baselines."""
+        rows = [row for row in self.summary.rows if row.verdict is not None]
+        ordered = sorted(rows, key=lambda row: row.kind != "arm")
+        return tuple(sentence(self.summary, row) for row in ordered)
+
+    def __str__(self) -> str:
+        return "\n".join(self.sentences)
+
+
+def compare(
+    study: StudySpec | Path | str,
+    out: Path | str,
+    *,
+    registry: Registry,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    engine: Scheduler | None = None,
+    runner: Callable[[Cell], CellRecord] | None = None,
+) -> Comparison:
+    """Run a study, or what is left of it, and write its numbers.
+
+    Cells that `out` already holds are not run again, so a study that was stopped in any way goes on where it was.
+
+    Args:
+        study: the study or its file.
+        out: a new or empty folder, or the folder of this very study.
+        registry: the installed plugins.
+        workers: processes to use on this machine; None chooses by cores and memory, 1 stays in this process.
+        progress: told when a cell is finished.
+        engine: where cells run; None means this machine.
+        runner: what runs a cell; None means `run_cell`.
+
+    Raises:
+        SpecError: the study is not valid.
+        StateError: `out` belongs to another study, or another process is at work in it.
+        SurgeryError: a cell failed; the error names it, and what was finished is kept.
+    """
+    if not isinstance(study, StudySpec):
+        study = load_study(study, registry)
+    folder = Path(out)
+    identity = {"hash": study.hash, "name": study.name, "spec": json.loads(study.canonical_json())}
+    with Results.opened(folder, identity) as results:
+        runner = runner or CellRunner(folder, registry)
+        driver = _Driver(study, results, runner, engine, _Width(workers, _job_bytes(study, registry)), progress)
+        driver.refuse_other_versions(versions(registry))
+        order, choices = driver.run()
+        results.settle([cell.key for cell in order])
+        records = _typed([results.records[cell.key] for cell in order])
+        summary = summarise(study, records, choices, _score(study, registry), [results.note] if results.note else [])
+        write_atomically(folder / SUMMARY, _json(summary))
+        write_tables(folder / "tables", summary, records)
+    return Comparison(folder, study, summary, records)
+
+
+def read_comparison(folder: Path | str) -> Comparison:
+    """Return the finished study in `folder`, from its files alone.
+
+    Raises:
+        StateError: there is no finished study.
+    """
+    folder = Path(folder)
+    for name in (STUDY, RESULTS, SUMMARY):
+        if not (folder / name).is_file():
+            raise StateError(
+                f"the folder holds no finished study: {name} is missing", str(folder), "run surgery compare"
+            )
+    try:
+        study = StudySpec.model_validate(json.loads((folder / STUDY).read_text(encoding="utf-8"))["spec"])
+        summary = TypeAdapter(Summary).validate_json((folder / SUMMARY).read_bytes())
+    except (ValueError, KeyError, TypeError) as error:
+        hint = "run surgery compare again: it writes the file anew from the results"
+        raise StateError(
+            f"a file of the study cannot be read: {str(error).splitlines()[0]}", str(folder), hint
+        ) from None
+    if summary.study != study.hash:
+        raise StateError(f"{SUMMARY} belongs to another study", str(folder), "run surgery compare again")
+    records, _ = read_records(folder / RESULTS)
+    return Comparison(folder, study, summary, _typed(list(records.values())))
+
+
+@dataclass(frozen=True, slots=True)
+class _Width:
+    workers: int | None
+    job_bytes: int
+
+    def engine(self, jobs: int) -> Scheduler:
+        return local_engine(jobs, self.workers, self.job_bytes)
+
+
+@dataclass
+class _Driver:
+    """One run of the driver: which cells are left, and what is told about them."""
+
+    study: StudySpec
+    results: Results
+    runner: Callable[[Cell], CellRecord]
+    engine: Scheduler | None
+    width: _Width
+    progress: Progress | None
+
+    def run(self) -> tuple[list[Cell], tuple[Choice, ...]]:
+        """Run what is left; return all cells in their final order, and the chosen learning rates."""
+        tuning = tuning_cells(self.study)
+        # How many final cells there are does not depend on the rates.
+        any_rate = {arm: spec.learning_rate[0] for arm, spec in self.study.arms.items()}
+        total = len(tuning) + len(final_cells(self.study, any_rate))
+        self._run(tuning, 0, total)
+        choices = choose_rates(self.study, _typed([self.results.records[cell.key] for cell in tuning]))
+        final = final_cells(self.study, {choice.arm: choice.rate for choice in choices})
+        self._run(final, len(tuning), total)
+        return [*tuning, *final], choices
+
+    def refuse_other_versions(self, now: dict[str, str]) -> None:
+        """Refuse to go on with other software: one study of two versions compares the versions, too."""
+        for record in _typed(list(self.results.records.values())):
+            then = record["versions"]
+            differing = [
+                f"{name} {then[name]} then, {now[name]} now" for name in now if then.get(name, now[name]) != now[name]
+            ]
+            if differing:
+                hint = "install those versions again, or choose another --out"
+                raise StateError(
+                    f"the study was begun with other software: {'; '.join(differing)}", str(self.results.folder), hint
+                )
+
+    def _run(self, cells: Sequence[Cell], before: int, total: int) -> None:
+        left = [cell for cell in cells if cell.key not in self.results.records]
+        done = before + len(cells) - len(left)
+        if done > before:
+            self._tell(done, total, f"{len(cells) - len(left)} cells were finished before")
+        if not left:
+            return
+        engine = self.engine or self.width.engine(len(left))
+        if self.progress is not None:
+            self._tell(done, total, f"running {left[0].title}")
+        for cell, record in engine.map(self.runner, left):
+            self.results.append(cast("dict[str, Any]", record))
+            done += 1
+            self._tell(done, total, cell.title)
+
+    def _tell(self, done: int, total: int, description: str) -> None:
+        if self.progress is not None:
+            self.progress(done, total, description)
+
+
+def _typed(records: Sequence[object]) -> tuple[CellRecord, ...]:
+    return cast("tuple[CellRecord, ...]", tuple(records))
+
+
+def _score(study: StudySpec, registry: Registry) -> Any:
+    return registry.task(study.task.kind).score
+
+
+def _json(summary: Summary) -> str:
+    return TypeAdapter(Summary).dump_json(summary, indent=1).decode() + "\n"
+
+
+def _job_bytes(study: StudySpec, registry: Registry) -> int:
+    """Return the memory that one cell is expected to need: what decides how many run side by side."""
+    from surgery.training import resolve
+
+    source = resolve(study.model.ref, registry)
+    files = Path(source).glob("*.safetensors") if isinstance(source, Path) else ()
+    return _OVERHEAD + _COPIES * sum(file.stat().st_size for file in files)
