@@ -17,6 +17,7 @@ from surgery.spec import Catalog, Options, Rule, Spec, json_schema, load_documen
 GOLDEN = Path(__file__).parent / "golden"
 # What a schema cannot say: languages of their own, and the YAML below the data.
 BEYOND = {"bad-regex", "duplicate-key", "yaml-traps", "empty", "two-documents"}
+SEEN = [path for path in sorted(GOLDEN.glob("*.yaml")) if path.stem not in BEYOND and "syntax" not in path.stem]
 
 MINIMAL = {"version": 1, "name": "a", "rules": [{"role": "x", "adapter": "full"}]}
 ACCEPTED: list[dict[str, Any]] = [
@@ -98,10 +99,8 @@ def test_whole_specs(validator: Draft202012Validator, catalog: Catalog) -> None:
     assert not list(validator.iter_errors(dumped))
 
 
-@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SEEN, ids=lambda path: path.stem)
 def test_the_schema_sees_the_golden_mistakes(path: Path, validator: Draft202012Validator) -> None:
-    if path.stem in BEYOND or path.stem.startswith("syntax-"):
-        pytest.skip("not a matter of the schema")
     assert list(validator.iter_errors(load_document(path).data))
 
 
