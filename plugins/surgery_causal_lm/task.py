@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -35,7 +35,7 @@ class CausalLanguageModelling(TaskType[CausalLanguageModellingOptions]):
     name = "causal-lm"
     summary = "the next token of a text; nats per token, perplexity"
     options = CausalLanguageModellingOptions
-    columns = {"text": "text"}
+    columns: ClassVar[Mapping[str, str]] = {"text": "text"}
     metric = "loss"
     greater_is_better = False
     auto_class = "AutoModelForCausalLM"

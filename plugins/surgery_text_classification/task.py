@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -32,7 +32,7 @@ class TextClassification(TaskType[TextClassificationOptions]):
     name = "text-classification"
     summary = "one label for a text or a pair of texts; accuracy, macro F1"
     options = TextClassificationOptions
-    columns = {"text": "text", "text_pair": "", "label": "label"}
+    columns: ClassVar[Mapping[str, str]] = {"text": "text", "text_pair": "", "label": "label"}
     metric = "accuracy"
     greater_is_better = True
     auto_class = "AutoModelForSequenceClassification"
@@ -71,7 +71,7 @@ class TextClassification(TaskType[TextClassificationOptions]):
         return loss, torch.ones_like(labels)
 
     def score(self, items: Mapping[str, np.ndarray]) -> dict[str, float]:
-        from sklearn.metrics import accuracy_score, f1_score
+        from sklearn.metrics import accuracy_score, f1_score  # type: ignore[import-untyped]
 
         label, prediction = items["label"], items["prediction"]
         return {

@@ -46,7 +46,8 @@ def _config(config_or_folder: Any) -> PretrainedConfig:
     try:
         if path.suffix == ".json" and path.is_file():
             path = path.parent
-        return AutoConfig.from_pretrained(str(path) if path.exists() else config_or_folder, trust_remote_code=False)
+        name = str(path) if path.exists() else config_or_folder
+        return cast(PretrainedConfig, AutoConfig.from_pretrained(name, trust_remote_code=False))
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"no configuration can be read: {str(error).strip().splitlines()[0][:200]}",
@@ -65,7 +66,8 @@ def _builder(config: PretrainedConfig, auto_class: str | None) -> Any:
     named = getattr(transformers, (config.architectures or [""])[0], None)
     if named is not None and hasattr(named, "_from_config"):
         return named._from_config
-    return lambda config: AutoModel.from_config(config, trust_remote_code=False)
+    base: Any = AutoModel
+    return lambda config: base.from_config(config, trust_remote_code=False)
 
 
 def _where(config_or_folder: Any) -> str:

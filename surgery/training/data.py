@@ -60,7 +60,7 @@ def load_data(
     Raises:
         DataError: with place, cause, and what to do.
     """
-    spec = spec or DataSpec()
+    spec = spec or DataSpec.model_validate({})
     raw = _raw(spec, registry, override)
     if "train" not in raw:
         raise DataError("there is no training data", hint="name a data set or a train: file under data:, or use --data")
@@ -70,8 +70,10 @@ def load_data(
         splits["train"], splits["validation"] = held_out(splits["train"], next(iter(columns)))
         share = f"{VALIDATION_SHARE:.0%}"
         count = len(splits["validation"])
-        notes.append(f"no validation split: {share} of the training rows ({count}) are held out by a hash of their text")
-    most = limits(spec.limit, limit)
+        notes.append(
+            f"no validation split: {share} of the training rows ({count}) are held out by a hash of their text"
+        )
+    most = limits(dict(spec.limit), limit)
     splits = {split: limited(splits[split], split, most.get(split)) for split in SPLITS if split in splits}
     return LoadedData(splits, {split: table.digest() for split, table in splits.items()}, tuple(notes))
 
@@ -123,8 +125,8 @@ def _from_folder(folder: Path) -> dict[str, Table]:
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in FORMATS)
     for path in files:
         words = set(re.split(r"[^a-z]+", path.stem.lower()))
-        for split, names in _NAMES.items():
-            if words & set(names):
+        for split, aliases in _NAMES.items():
+            if words & set(aliases):
                 found[split].append(path)
     for split, paths in found.items():
         if len(paths) > 1:

@@ -87,15 +87,15 @@ def _batches(session: Session, split: str, limit: int | None) -> list[Batch]:
     """Return the split's batches on the CPU, made once for each session."""
     if split not in session.examples:
         raise TrainingError(f"there is no {split} split", hint=nearest(split, session.examples))
-    if (split, limit) not in session.cache:
+    found: list[Batch] | None = session.cache.get((split, limit))
+    if found is None:
         examples = session.examples[split][:limit]
         order = sorted(range(len(examples)), key=lambda index: (length(examples[index]), index))
         size = session.evaluation_batch_size
         chunks = [order[start : start + size] for start in range(0, len(order), size)]
-        session.cache[split, limit] = [
-            (chunk, session.collator([examples[index] for index in chunk])) for chunk in chunks
-        ]
-    return session.cache[split, limit]
+        found = [(chunk, session.collator([examples[index] for index in chunk])) for chunk in chunks]
+        session.cache[split, limit] = found
+    return found
 
 
 def _forward(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -194,8 +194,7 @@ def _activations(trainer: OperationTrainer, order: Order) -> int:
 
     def compute(inputs: Any) -> torch.Tensor:
         with trainer.accelerator.autocast():
-            loss: torch.Tensor = trainer.compute_loss(trainer.model, dict(inputs))
-        return loss
+            return cast(torch.Tensor, trainer.compute_loss(trainer.session.model, dict(inputs)))
 
     return saved_activation_bytes(trainer.session.model, compute, batch)
 

@@ -49,7 +49,9 @@ def parameter_groups(
         index = next((index for index, matcher in enumerate(matchers) if matcher(sites[name])), len(matchers))
         chosen.setdefault((index, _decays(parameter, sites[name])), []).append(parameter)
     _refuse_empty(training.groups, {index for index, _ in chosen}, sites)
-    return tuple(_group(training, key, parameters) for key, parameters in sorted(chosen.items(), key=lambda item: item[0]))
+    return tuple(
+        _group(training, key, parameters) for key, parameters in sorted(chosen.items(), key=lambda item: item[0])
+    )
 
 
 class _Matcher:

@@ -21,7 +21,7 @@ def tensors_hash(model: nn.Module, *, only: Collection[str] | None = None, witho
             continue
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
         bits = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(memoryview(bits.numpy()))
+        digest.update(bits.numpy().data)
     return digest.hexdigest()
 
 

@@ -30,7 +30,9 @@ def optimizer_bytes(optimizer: Any) -> int:
     )
 
 
-def saved_activation_bytes(model: nn.Module, compute_loss: Callable[[Mapping[str, Any]], torch.Tensor], batch: Any) -> int:
+def saved_activation_bytes(
+    model: nn.Module, compute_loss: Callable[[Mapping[str, Any]], torch.Tensor], batch: Any
+) -> int:
     """Return the bytes that the forward pass of `batch` saves for its backward pass, parameters not counted.
 
     The pass is thrown away: no gradient, no random draw and no buffer of it stays.

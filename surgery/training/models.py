@@ -75,7 +75,7 @@ def load_model(
     Raises:
         CheckpointError: no such model, no safetensors, or weights that belong to another model.
     """
-    ref = ModelRef(ref=ref) if isinstance(ref, str) else ref
+    ref = ModelRef.model_validate({"ref": ref}) if isinstance(ref, str) else ref
     source = resolve(ref.ref, registry)
     _refuse_pickles(source)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -111,7 +111,7 @@ def _load_weights(
         raise CheckpointError(f"transformers has no {auto_class!r}", hint="the task's plugin names it")
     dtype = ref.dtype if ref.dtype == "auto" else getattr(torch, ref.dtype)
     try:
-        loaded = auto.from_pretrained(
+        loaded: tuple[Any, Mapping[str, Any]] = auto.from_pretrained(
             str(source),
             dtype=dtype,
             use_safetensors=True,
@@ -149,7 +149,9 @@ def _refuse_pickles(source: Path | str) -> None:
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if pickles:
         raise CheckpointError(f"the weights are pickled ({pickles[0]}), not safetensors", str(folder), _BIN_HINT)
-    raise CheckpointError("the folder holds no weights", str(folder), "a model needs model.safetensors beside config.json")
+    raise CheckpointError(
+        "the folder holds no weights", str(folder), "a model needs model.safetensors beside config.json"
+    )
 
 
 def _new_parameters(model: nn.Module, info: Mapping[str, Any], source: str) -> tuple[str, ...]:
@@ -210,16 +212,20 @@ class _quiet:
     """Keep transformers from printing what is reported here in better words."""
 
     def __enter__(self) -> None:
-        from transformers.utils import logging
-
+        logging = _transformers_logging()
         self._verbosity = logging.get_verbosity()
         self._bars = logging.is_progress_bar_enabled()
         logging.set_verbosity_error()
         logging.disable_progress_bar()
 
     def __exit__(self, *_: object) -> None:
-        from transformers.utils import logging
-
+        logging = _transformers_logging()
         logging.set_verbosity(self._verbosity)
         if self._bars:
             logging.enable_progress_bar()
+
+
+def _transformers_logging() -> Any:
+    from transformers.utils import logging
+
+    return logging

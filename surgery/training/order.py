@@ -28,7 +28,8 @@ class Order(Dataset[Mapping[str, Any]]):
         self._batch = batch
         needed, count = steps * batch, len(examples)
         epochs = [
-            torch.randperm(count, generator=generator(seed, "order", epoch)) for epoch in range(math.ceil(needed / count))
+            torch.randperm(count, generator=generator(seed, "order", epoch))
+            for epoch in range(math.ceil(needed / count))
         ]
         self.indices: list[int] = torch.cat(epochs)[:needed].tolist()
 

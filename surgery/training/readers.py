@@ -46,7 +46,9 @@ def _text(path: Path) -> str:
         names = os.listdir(folder) if folder.is_dir() else []
         raise DataError("no such file", str(path), nearest(path.name, names)) from None
     except OSError as error:
-        raise DataError(f"the file cannot be read: {error.strerror}", str(path), "check that it is yours to read") from None
+        raise DataError(
+            f"the file cannot be read: {error.strerror}", str(path), "check that it is yours to read"
+        ) from None
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -120,7 +122,7 @@ def _parsed(text: str, origin: str, line: int) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         where = f"{origin}:{line + error.lineno - 1}:{error.colno}"
-        raise DataError(f"not JSON: {error.msg.lower()}", where, "one object such as {\"text\": \"...\"}") from None
+        raise DataError(f"not JSON: {error.msg.lower()}", where, 'one object such as {"text": "..."}') from None
     except (RecursionError, ValueError) as error:
         raise DataError(f"not JSON that can be read: {error}", f"{origin}:{line}") from None
 
@@ -132,7 +134,13 @@ def _object(value: Any, where: str) -> Row:
 
 
 def _kind(value: Any) -> str:
-    names: dict[type, str] = {list: "a list", dict: "one object", str: "a text", bool: "true or false", type(None): "null"}
+    names: dict[type, str] = {
+        list: "a list",
+        dict: "one object",
+        str: "a text",
+        bool: "true or false",
+        type(None): "null",
+    }
     return names.get(type(value), "a number")
 
 

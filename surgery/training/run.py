@@ -74,7 +74,9 @@ def train(
     """
     folder = Path(out)
     if spec.training is None:
-        raise TrainingError("the spec does not say how to train", f"spec {spec.name}", "add training: {steps: ..., ...}")
+        raise TrainingError(
+            "the spec does not say how to train", f"spec {spec.name}", "add training: {steps: ..., ...}"
+        )
     with disk_errors(folder):
         done = _open(folder, spec, resume)
         if done is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from surgery.errors import DataError
 from surgery.training.seeds import named_seed
@@ -43,11 +44,11 @@ def limited(table: Table, split: str, limit: int | None) -> Table:
     return table.select(sorted(ranked[:limit]))
 
 
-def limits(given: Mapping[str, int] | None, override: Mapping[str, int] | int | None) -> Mapping[str, int]:
+def limits(given: Mapping[Any, int], override: Mapping[str, int] | int | None) -> Mapping[str, int]:
     """Return split -> most rows, where `override` (a number for every split, or some splits) wins."""
     if isinstance(override, int):
         return {split: override for split in ("train", "validation", "test")}
-    return {**(given or {}), **(override or {})}
+    return {**given, **(override or {})}
 
 
 def _score(*purpose: object) -> int:

@@ -51,6 +51,7 @@ class OperationTrainer(Trainer):
         self.operation = operation
         self.groups = groups
         self.recorder = Recorder()
+        self.order = order
         self._tokens = order.tokens()
         self._staging = False
         self.watch = _Watch(self.recorder, progress, session.spec.name, self._reduce)
@@ -87,10 +88,10 @@ class OperationTrainer(Trainer):
         return self.optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+        return SequentialSampler(self.order)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm)
+        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
         self.recorder.norm(norm)
         return norm
 
@@ -104,7 +105,9 @@ class OperationTrainer(Trainer):
 
     # Evaluation --------------------------------------------------------------------------------------------------
 
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """Evaluate on the validation split and add a point to the curve."""
         step = self.state.global_step
         self.recorder.drain(self._reduce)
@@ -125,7 +128,7 @@ class OperationTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint beside its place and move it there: what has its name is complete."""
-        root = Path(self.args.output_dir)
+        root = Path(str(self.args.output_dir))
         self.recorder.drain(self._reduce)
         if self.args.should_save:
             shutil.rmtree(root / _STAGING, ignore_errors=True)
@@ -151,7 +154,7 @@ class OperationTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # Instead of the model: transformers would rename and split what it does not know.
         if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
+            folder = Path(str(output_dir or self.args.output_dir))
             folder.mkdir(parents=True, exist_ok=True)
             self.operation.save(folder / ADAPTER_FOLDER)
             self.recorder.save(folder / _STATE_FILE)

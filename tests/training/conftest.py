@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small import make_tokenizer, sentences
 
 from surgery.registry import Registry, load_registry
 from surgery.spec import Spec
-
-WORDS = "the a good bad fine poor film book plot scene was is very not really great awful slow bright dull".split()
 
 
 @pytest.fixture(scope="session")
@@ -30,16 +28,6 @@ def registry() -> Registry:
     plugins = [surgery_bert, surgery_gpt2, surgery_full, surgery_lora, surgery_bias]
     plugins += [surgery_causal_lm, surgery_text_classification, surgery_transformers]
     return load_registry(extra=plugins, entry_points=False)
-
-
-def make_tokenizer(special: Sequence[str], **names: str) -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {word: index for index, word in enumerate([*special, *WORDS])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=names["unk_token"]))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=32, **names)
 
 
 @pytest.fixture(scope="session")
@@ -71,22 +59,6 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     GPT2LMHeadModel(config).save_pretrained(folder)
     make_tokenizer(["<end>", "<unk>"], unk_token="<unk>", eos_token="<end>").save_pretrained(folder)
     return folder
-
-
-def sentences(count: int, start: int = 0) -> list[dict[str, Any]]:
-    """Rows whose label a model can learn: whether good words stand in the text."""
-    rows = []
-    for index in range(start, start + count):
-        good = index % 2
-        words = [WORDS[(index * 7 + place * 3) % len(WORDS)] for place in range(3 + index % 5)]
-        words.insert(index % 3, "great" if good else "awful")
-        rows.append({"text": " ".join(words) + f" {WORDS[index % len(WORDS)]}", "label": "good" if good else "bad"})
-    return rows
-
-
-def write_lines(path: Path, rows: Sequence[Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 @pytest.fixture
