@@ -1,6 +1,6 @@
 """Which chapter of the Python library reference a standard-library module belongs to.
 
-The reference has some thirty chapters, many of two or three modules; neighbouring ones are joined here into eight, so that each
+The reference has some thirty chapters, many of two or three modules; neighbouring ones are joined here into seven, so that each
 holds enough docstrings to learn from. The table covers Python 3.11 to 3.14; a module it does not name belongs to no chapter and
 is left out of the classification task.
 """
@@ -25,11 +25,9 @@ _TABLE: dict[str, str] = {
     "internet and mail": """
         email json mailbox mailcap mimetypes base64 quopri uu webbrowser wsgiref urllib http ftplib poplib imaplib nntplib
         smtplib smtpd telnetlib uuid socketserver xmlrpc ipaddress cgi cgitb hashlib hmac secrets""",
-    "development and debugging": """
+    "development and runtime": """
         typing pydoc doctest unittest bdb pdb timeit trace tracemalloc pstats profile cProfile profiling distutils venv
-        _sitebuiltins""",
-    "runtime and language": """
-        sysconfig warnings _py_warnings dataclasses contextlib abc _py_abc traceback __future__ inspect site code codeop _colorize
+        _sitebuiltins sysconfig warnings _py_warnings dataclasses contextlib abc _py_abc traceback __future__ inspect site code codeop _colorize
         zipimport pkgutil modulefinder runpy importlib imp ast _ast_unparse symtable token keyword tokenize tabnanny pyclbr
         py_compile compileall dis opcode _opcode_metadata pickletools""",
     "graphics and multimedia": """

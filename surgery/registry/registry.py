@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
-
-from pydantic import ValidationError
 
 from surgery.adapter import AdapterType
 from surgery.architecture import Architecture
-from surgery.errors import PluginError, Problem, SpecError, nearest
+from surgery.errors import PluginError, SpecError, nearest
 from surgery.registry.contracts import DataSource, ModelSource, TaskType
 from surgery.spec import Options, Rule
 
@@ -85,19 +83,12 @@ class Registry:
             PluginError: no such adapter.
             SpecError: an option that the adapter does not take.
         """
-        model = self.adapter_options(rule.adapter)
         try:
-            return model.model_validate(dict(rule.options))
-        except ValidationError as error:
-            problems = [
-                Problem(
-                    f"{detail['msg'].lower()}",
-                    f"{where}.{'.'.join(str(part) for part in detail['loc'])}",
-                    nearest(str(detail["loc"][0]), model.model_fields) if detail["type"] == "extra_forbidden" else "",
-                )
-                for detail in error.errors()
-            ]
-            raise SpecError.of(problems) from None
+            return self.adapter_options(rule.adapter)(**dict(rule.options))
+        except SpecError as error:
+            raise SpecError.of(
+                [replace(problem, where=f"{where} {problem.where}".strip()) for problem in error.problems]
+            ) from None
 
 
 def _get(table: Mapping[str, Registered[T]], name: str, kind: str) -> T:

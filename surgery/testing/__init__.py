@@ -1,0 +1,19 @@
+"""For plugin authors: the checks that the project runs over its own plugins, and Hypothesis strategies.
+
+`check_adapter` and `check_architecture` need nothing but torch and transformers; `strategies` needs Hypothesis.
+"""
+
+from surgery.testing.check_adapter import check_adapter
+from surgery.testing.check_architecture import check_architecture
+from surgery.testing.state import assert_same_state, model_state
+from surgery.testing.toy import TOY, ToyModel, toy_registry
+
+__all__ = [
+    "TOY",
+    "ToyModel",
+    "assert_same_state",
+    "check_adapter",
+    "check_architecture",
+    "model_state",
+    "toy_registry",
+]

@@ -1,0 +1,101 @@
+"""The contract of architectures, as one function that an author's test calls."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from surgery.adapter import AdapterType
+from surgery.architecture import Architecture, Site
+from surgery.operation import operate
+from surgery.planning import plan, sites
+from surgery.registry import Provenance, Registered, Registry, load_registry
+from surgery.spec import Rule, Spec
+from surgery.testing.state import assert_same_state, model_state
+
+__all__ = ["check_architecture"]
+
+
+def check_architecture(
+    architecture: Architecture, model: nn.Module, *args: Any, allow_other: tuple[str, ...] = (), **batch: Any
+) -> None:
+    """Check an architecture against a tiny live model of its type.
+
+    Every parameter has a role; slices tile their axis; the meta device tells the same sites; a forward uses every
+    site; merge then unmerge is the identity on all of them.
+
+    Args:
+        architecture: the data to check.
+        model: a small model with `config.model_type` among `architecture.types`, with or without a task head.
+        args, batch: what the model is called with.
+        allow_other: names of parameters that need not have a role.
+
+    Raises:
+        AssertionError: what is wrong, with names.
+    """
+    registry = _registry(architecture)
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    assert model_type in architecture.types, f"the model's type is {model_type!r}, not one of {architecture.types}"
+    found = sites(model, registry)
+    _check_roles(found, allow_other)
+    _check_tiling(found, model)
+    meta = sites(copy.deepcopy(model).to("meta"), registry)
+    assert [site.key for site in meta] == [site.key for site in found], "the meta device tells other sites"
+    for name, kind in registry.adapters.items():
+        if any(kind.value.claims(site) for site in found):
+            _check_round_trip(name, kind.value, model, registry, args, batch)
+
+
+def _registry(architecture: Architecture) -> Registry:
+    here = Provenance("checked", "given in Python", "")
+    installed = load_registry()
+    return Registry(
+        adapters=installed.adapters,
+        architectures={name: Registered(architecture, here) for name in architecture.types},
+        models={},
+        datasets={},
+        tasks={},
+    )
+
+
+def _check_roles(found: tuple[Site, ...], allow_other: tuple[str, ...]) -> None:
+    other = [site.name for site in found if site.role.startswith("other.") and site.name not in allow_other]
+    assert not other, f"no role for {other[:10]}"
+    by_key: dict[str, list[str]] = defaultdict(list)
+    for site in found:
+        by_key[site.key].append(site.role)
+    several = {key: roles for key, roles in by_key.items() if len(roles) > 1}
+    assert not several, f"several roles for {several}"
+
+
+def _check_tiling(found: tuple[Site, ...], model: nn.Module) -> None:
+    parts: dict[str, list[Site]] = defaultdict(list)
+    for site in found:
+        if site.slice is not None:
+            parts[site.name].append(site)
+    for name, group in parts.items():
+        axis = group[0].slice.axis if group[0].slice else 0
+        extent = model.get_parameter(name).shape[axis]
+        covered = sorted(index for site in group if site.slice for index in site.slice.indices())
+        assert covered == list(range(extent)), f"the slices of {name} do not tile its {extent} indices once"
+
+
+def _check_round_trip(
+    name: str, kind: AdapterType[Any], model: nn.Module, registry: Registry, args: tuple[Any, ...], batch: dict[str, Any]
+) -> None:
+    rule = Rule(target=".*", adapter=name, tied="share", allow_oversized=True, **kind.defaults())
+    decided = plan(Spec(name="check", rules=(rule,)), model, registry)
+    before = model_state(model)
+    with operate(model, decided, registry=registry) as op:
+        op.probe(*args, **batch)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for _, parameter in sorted(op.trainable().items()):
+                parameter.add_((torch.randn(parameter.shape, generator=generator) * 0.1).to(parameter.dtype))
+        op.merge()
+        op.unmerge()
+    assert_same_state(before, model_state(model), f"after {name} on every site, merged and unmerged")
