@@ -1,0 +1,63 @@
+"""`surgery compare`: several ways to adapt one model, on equal terms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from surgery.cli.call import Call, shell
+from surgery.cli.complete import spec_files
+
+if TYPE_CHECKING:
+    from surgery.study import Comparison
+
+__all__ = ["EXAMPLES", "compare"]
+
+EXAMPLES = "Example:  surgery compare specs/demo-bert.yaml --out runs/demo-bert"
+
+
+def compare(
+    call: Call,
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="The study file.", autocompletion=spec_files)],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="The results folder; new, empty, or this study's.")
+    ],
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", metavar="N", min=1, help="Processes side by side; else by cores and memory."),
+    ] = None,
+) -> None:
+    """Run a study, every arm on every seed, and say what may be concluded.
+
+    What is finished is kept: after Ctrl-C or a kill the same command goes on. The report is written at the end.
+    """
+    from surgery.cli.files import read_study
+    from surgery.cli.progress import progress
+    from surgery.errors import TrainingError
+
+    registry = call.registry()
+    found = read_study(study, registry)
+    from surgery.study import compare as run  # the slow import comes after the study is known to be valid
+
+    try:
+        with progress(call, every_step=True) as tell:
+            comparison = run(found, out, registry=registry, workers=workers, progress=tell)
+    except KeyboardInterrupt:
+        hint = "finished cells are kept; the same command goes on"
+        raise TrainingError("stopped by Ctrl-C", str(out), hint) from None
+    from surgery.report import build_report
+
+    page = build_report(out)
+    call.answer(_plain(comparison, page), f"{comparison}\n\nresults {out}\nreport  {page}")
+    call.next_step(f"open {shell(page)} in a browser")
+
+
+def _plain(comparison: Comparison, page: Path) -> dict[str, Any]:
+    return {
+        "folder": str(comparison.folder),
+        "report": str(page),
+        "study": comparison.study.name,
+        "verdicts": list(comparison.sentences),
+    }

@@ -1,0 +1,39 @@
+"""Tab completion: spec files and plugin names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["plugin_names", "spec_files"]
+
+_SUFFIXES = (".yaml", ".yml", ".json")
+_MOST = 500
+
+
+def spec_files(incomplete: str) -> list[str]:
+    """Return spec files that begin with `incomplete`: beside it, and in the folders that begin with it."""
+    folder, _, start = incomplete.rpartition("/")
+    prefix = f"{folder}/" if folder or incomplete.startswith("/") else ""
+    found: list[str] = []
+    for path in _entries(Path(prefix or ".")):
+        if not path.name.startswith(start):
+            continue
+        if path.is_dir():
+            found += [f"{prefix}{path.name}/{inner.name}" for inner in _entries(path) if inner.suffix in _SUFFIXES]
+        elif path.suffix in _SUFFIXES:
+            found.append(f"{prefix}{path.name}")
+    return found
+
+
+def plugin_names(incomplete: str) -> list[str]:
+    """Return the names of installed plugins that begin with `incomplete`, without importing one."""
+    from importlib.metadata import entry_points
+
+    return sorted({entry.name for entry in entry_points(group="surgery") if entry.name.startswith(incomplete)})
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))[:_MOST]
+    except OSError:
+        return []

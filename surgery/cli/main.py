@@ -1,0 +1,65 @@
+"""The program `surgery`: its verbs, and the options that stand before them."""
+
+from __future__ import annotations
+
+import sys
+from io import TextIOWrapper
+from typing import Annotated
+
+import typer
+
+from surgery.cli import check, compare, inspect, plan, plugins, report, schema, train
+from surgery.cli.command import as_command, as_root
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="surgery",
+    # Rich help would import Rich, which costs more than all the rest of --help.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        from surgery import __version__
+
+        typer.echo(f"surgery {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Adapt pretrained transformers by a declarative spec, and undo it bit for bit.
+
+    A spec (YAML) says what of a model is adapted and how; the plan shows what that means before a byte changes.
+    """
+
+
+app.callback()(as_root(_root))
+for _verb, _examples, _summary in (
+    (check.check, check.EXAMPLES, "Are these specs or studies valid?"),
+    (inspect.inspect, inspect.EXAMPLES, "What is this model made of?"),
+    (plan.plan, plan.EXAMPLES, "What will this spec do to this model?"),
+    (train.train, train.EXAMPLES, "Train what a spec says."),
+    (compare.compare, compare.EXAMPLES, "Run a study: several specs on equal terms."),
+    (report.report, report.EXAMPLES, "Write a study's report again."),
+    (plugins.plugins, plugins.EXAMPLES, "What is installed?"),
+    (schema.schema, schema.EXAMPLES, "Print the JSON Schema of a spec, for editors."),
+):
+    app.command(_verb.__name__, short_help=_summary, epilog=_examples)(as_command(_verb))
+
+
+def run() -> None:
+    """Run the console script; it ends in SystemExit."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # A name that the terminal's encoding lacks is no reason to fail.
+            stream.reconfigure(errors="backslashreplace")
+    app(prog_name="surgery")
