@@ -133,6 +133,7 @@ class CellRecord(TypedDict):
     hashes: dict[str, str]
     majority: Majority | None
     diverged: bool
+    notes: list[str]
     versions: dict[str, str]
     timing: Timing
     machine: dict[str, str | int]

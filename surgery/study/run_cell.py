@@ -201,6 +201,7 @@ def _record(
         hashes=_hashes(session, result),
         majority=None if test is None else _majority(session, test),
         diverged=result is not None and result.diverged_at is not None,
+        notes=list(session.notes),
         versions=versions(session.registry),
         timing=_timing(result),
         machine=_machine(),

@@ -42,6 +42,10 @@ class Scheduler(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Let go of what the engine holds. Nothing may be running."""
+        ...
+
 
 class InProcess:
     """Runs jobs one after the other in this process, with one torch thread, as a worker of the pool would."""
@@ -56,26 +60,38 @@ class InProcess:
                     raise _named(job, error) from error
             yield job, result
 
+    def close(self) -> None:
+        """See `Scheduler.close`."""
+
 
 class LocalPool:
     """Runs jobs in `workers` fresh processes of this machine, with one torch thread each."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
+        self._pool: ProcessPoolExecutor | None = None
 
     def map(self, work: Callable[[JobT], ResultT], jobs: Sequence[JobT]) -> Iterator[tuple[JobT, ResultT]]:
         """See `Scheduler.map`."""
-        # spawn: a forked copy of a process that has used torch threads may deadlock.
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(min(self.workers, max(len(jobs), 1)), context, _begin_worker)
+        if self._pool is None:
+            # spawn: a forked copy of a process that has used torch threads may deadlock. The processes stay for the next
+            # call, because importing everything takes longer than many a cell.
+            self._pool = ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"), _begin_worker)
         try:
-            yield from self._drained(pool, work, list(jobs))
+            yield from self._drained(self._pool, work, list(jobs))
+        except SurgeryError:
+            raise
         except BaseException:
             # Ctrl-C, or the caller gave up: what runs now is lost, what is finished has been yielded.
-            _stop(pool)
+            _stop(self._pool)
+            self.close()
             raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+
+    def close(self) -> None:
+        """See `Scheduler.close`."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
 
     def _drained(
         self, pool: ProcessPoolExecutor, work: Callable[[JobT], ResultT], jobs: list[JobT]

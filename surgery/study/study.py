@@ -45,12 +45,14 @@ class Comparison:
         study: what was compared.
         summary: the numbers.
         records: every cell's record, in order.
+        note: what was repaired in the results file before going on; empty if nothing.
     """
 
     folder: Path
     study: StudySpec
     summary: Summary
     records: tuple[CellRecord, ...]
+    note: str = ""
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -97,15 +99,21 @@ def compare(
     identity = {"hash": study.hash, "name": study.name, "spec": json.loads(study.canonical_json())}
     with Results.opened(folder, identity) as results:
         runner = runner or CellRunner(folder, registry)
-        driver = _Driver(study, results, runner, engine, _Width(workers, _job_bytes(study, registry)), progress)
-        driver.refuse_other_versions(versions(registry))
-        order, choices = driver.run()
+        owned = engine or local_engine(_most_cells(study), workers or _one_per_gpu(), _job_bytes(study, registry))
+        try:
+            driver = _Driver(study, results, runner, owned, progress)
+            driver.refuse_other_versions(versions(registry))
+            order, choices = driver.run()
+        finally:
+            if engine is None:
+                owned.close()
         results.settle([cell.key for cell in order])
         records = _typed([results.records[cell.key] for cell in order])
-        summary = summarise(study, records, choices, _score(study, registry), [results.note] if results.note else [])
+        summary = summarise(study, records, choices, _score(study, registry))
         write_atomically(folder / SUMMARY, _json(summary))
         write_tables(folder / "tables", summary, records)
-    return Comparison(folder, study, summary, records)
+        note = results.note
+    return Comparison(folder, study, summary, records, note)
 
 
 def read_comparison(folder: Path | str) -> Comparison:
@@ -134,15 +142,6 @@ def read_comparison(folder: Path | str) -> Comparison:
     return Comparison(folder, study, summary, _typed(list(records.values())))
 
 
-@dataclass(frozen=True, slots=True)
-class _Width:
-    workers: int | None
-    job_bytes: int
-
-    def engine(self, jobs: int) -> Scheduler:
-        return local_engine(jobs, self.workers, self.job_bytes)
-
-
 @dataclass
 class _Driver:
     """One run of the driver: which cells are left, and what is told about them."""
@@ -150,8 +149,7 @@ class _Driver:
     study: StudySpec
     results: Results
     runner: Callable[[Cell], CellRecord]
-    engine: Scheduler | None
-    width: _Width
+    engine: Scheduler
     progress: Progress | None
 
     def run(self) -> tuple[list[Cell], tuple[Choice, ...]]:
@@ -186,10 +184,8 @@ class _Driver:
             self._tell(done, total, f"{len(cells) - len(left)} cells were finished before")
         if not left:
             return
-        engine = self.engine or self.width.engine(len(left))
-        if self.progress is not None:
-            self._tell(done, total, f"running {left[0].title}")
-        for cell, record in engine.map(self.runner, left):
+        self._tell(done, total, f"running {left[0].title}")
+        for cell, record in self.engine.map(self.runner, left):
             self.results.append(cast("dict[str, Any]", record))
             done += 1
             self._tell(done, total, cell.title)
@@ -197,6 +193,17 @@ class _Driver:
     def _tell(self, done: int, total: int, description: str) -> None:
         if self.progress is not None:
             self.progress(done, total, description)
+
+
+def _most_cells(study: StudySpec) -> int:
+    return max(len(tuning_cells(study)), len(study.seeds) * (len(study.arms) + 1))
+
+
+def _one_per_gpu() -> int | None:
+    """Return 1 where there is a GPU: cells that share one slow each other down and spoil the times."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else None
 
 
 def _typed(records: Sequence[object]) -> tuple[CellRecord, ...]:

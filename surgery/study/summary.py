@@ -124,7 +124,6 @@ def summarise(
     records: Sequence[CellRecord],
     choices: Sequence[Choice],
     score: Score | None = None,
-    notes: Sequence[str] = (),
 ) -> Summary:
     """Return the numbers of a finished study. Deterministic: equal records give an equal summary.
 
@@ -133,7 +132,6 @@ def summarise(
         records: every finished cell.
         choices: the learning rate of each arm.
         score: the task's metrics from per-item arrays, for metrics that are no mean over items.
-        notes: told to the reader as they are.
     """
     final = [record for record in records if record["phase"] == "final"]
     metric = final[0]["metric"]
@@ -155,7 +153,7 @@ def summarise(
         checks=checks,
         choices=tuple(choices),
         test_reads=sum(record["test_reads"] for record in records),
-        notes=tuple(notes),
+        notes=tuple(dict.fromkeys(note for record in records for note in record["notes"])),
     )
 
 

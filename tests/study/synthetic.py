@@ -33,7 +33,11 @@ def make_study(seeds: int = 5, grid: bool = True, **changes: Any) -> StudySpec:
         "head": [Rule(role=r"head\..*", adapter="full")],
         "head_learning_rate": 5e-3,
         "arms": {
-            name: {"rules": [{"role": ".*", "adapter": name}], "learning_rate": rate if grid else rate[1], "label": labels[name]}
+            name: {
+                "rules": [{"role": ".*", "adapter": name}],
+                "learning_rate": rate if grid else rate[1],
+                "label": labels[name],
+            }
             for name, rate in rates.items()
         },
         "reference": "full",
@@ -89,7 +93,14 @@ def make_record(cell: Cell, items: int = 800, classes: int = 8, **changes: Any) 
         "parameters": {"adapter": size, "head": HEAD, "model": MODEL},
         "checkpoint_bytes": 4 * (size + HEAD) + 3000,
         "checkpoint": hashlib.sha256(cell.key.encode()).hexdigest(),
-        "merge": {"elements": MODEL, "differ": 0, "logit_change": 2.4e-6 * own.random(), "logit_size": 6.1, "flips": 0, "rows": 32}
+        "merge": {
+            "elements": MODEL,
+            "differ": 0,
+            "logit_change": 2.4e-6 * own.random(),
+            "logit_size": 6.1,
+            "flips": 0,
+            "rows": 32,
+        }
         if final
         else None,
         "forgetting": None,
@@ -113,6 +124,7 @@ def make_record(cell: Cell, items: int = 800, classes: int = 8, **changes: Any) 
         if final
         else None,
         "diverged": False,
+        "notes": [],
         "versions": {"model-surgery": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
         "timing": {
             "step": 0.2 + size / 1e8 + own.random() / 100,

@@ -46,7 +46,9 @@ def test_interval_covers_the_truth(seeds: int, share: float) -> None:
 def test_identical_arms_are_rarely_called_different(seeds: int, share: float) -> None:
     generator = np.random.default_rng([7, seeds, int(share * 10)])
     words = [judge(simulated(generator, seeds, 0.0, share), 1e-6, greater_is_better=True).word for _ in range(STUDIES)]
-    assert np.mean([word in ("better", "worse") for word in words]) <= 0.05 + 0.02  # the Monte-Carlo slack of 300 studies
+    assert (
+        np.mean([word in ("better", "worse") for word in words]) <= 0.05 + 0.02
+    )  # the Monte-Carlo slack of 300 studies
 
 
 def test_arms_that_differ_by_the_margin_are_rarely_called_equivalent() -> None:

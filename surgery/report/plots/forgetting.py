@@ -1,0 +1,62 @@
+"""What was learned against what was forgotten."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from surgery.report.palette import INK, MUTED, SURFACE
+from surgery.report.plots.drawing import Drawing, Looks, sample
+from surgery.study import Comparison, Row
+from surgery.study.statistics import Estimate
+from surgery.study.words import Unit, unit_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["learning_and_forgetting"]
+
+
+def learning_and_forgetting(comparison: Comparison, looks: Looks) -> Drawing | None:
+    """Return the test metric over the rise of the loss on known text, where that was measured."""
+    summary = comparison.summary
+    rows = [row for row in summary.rows if row.forgetting is not None and row.test is not None]
+    if not any(row.kind in ("arm", "reference") for row in rows):
+        return None
+    unit = unit_of(summary.metric["name"])
+    spoken = "; ".join(f"{row.label}: {_of(row.forgetting).mean:+.3f} nats" for row in rows)
+
+    def draw(axes: Axes) -> None:
+        axes.axvline(0, color=MUTED, linewidth=0.9)
+        for row in rows:
+            _point(axes, row, looks, unit)
+        axes.margins(0.18)
+        axes.set_xlabel("rise of the loss on text that the base knows [nats]")
+        name = "%" if unit.name == "pt" else unit.name
+        axes.set_ylabel(f"test {summary.metric['name']}{f' [{name}]' if name else ''}")
+
+    better = "Up" if summary.metric["greater_is_better"] else "Down"
+    return Drawing(
+        "forgetting",
+        "Learning against forgetting",
+        f"{better} is learning, right is forgetting; mean and 95 % interval over seeds. Arms that learned different amounts "
+        f"are not compared at equal learning here. {sample(summary)}",
+        spoken,
+        draw,
+    )
+
+
+def _of(estimate: Estimate | None) -> Estimate:
+    assert estimate is not None
+    return estimate
+
+
+def _point(axes: Axes, row: Row, looks: Looks, unit: Unit) -> None:
+    look, known, test = looks[row.arm], _of(row.forgetting), _of(row.test)
+    x, y = known.mean, test.mean * unit.scale
+    if known.interval is not None:
+        axes.plot([known.interval.low, known.interval.high], [y, y], color=look.colour, linewidth=1.2)
+    if test.interval is not None:
+        ends = [test.interval.low * unit.scale, test.interval.high * unit.scale]
+        axes.plot([x, x], ends, color=look.colour, linewidth=1.2)
+    axes.plot([x], [y], look.marker, color=look.colour, markersize=7, markeredgecolor=SURFACE)
+    axes.annotate(row.label, (x, y), xytext=(7, 6), textcoords="offset points", fontsize=8.5, color=INK)

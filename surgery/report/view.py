@@ -1,0 +1,298 @@
+"""What the page says: every number formatted, every word chosen, so that the template only lays out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from surgery.report import numbers
+from surgery.report.palette import Look, looks
+from surgery.spec._write import to_yaml
+from surgery.study import Comparison, Row, Summary
+from surgery.study.audit import Check
+from surgery.study.record import memory_total
+from surgery.study.statistics import Estimate
+from surgery.study.tables import Table, tables
+from surgery.study.words import Unit, sentence, unit_of
+
+__all__ = ["Line", "Numbers", "TableRow", "View", "view"]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One verdict line: the word for the badge, the sentence, the arm's colour, and whether it is a baseline."""
+
+    arm: str
+    label: str
+    word: str
+    sentence: str
+    colour: str
+    baseline: bool
+    indicative: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell of the table: the number, a smaller second line, badges, and whether it is red."""
+
+    text: str
+    note: str = ""
+    badges: tuple[str, ...] = ()
+    bad: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """One row of the table: its head, and one cell for each column."""
+
+    label: str
+    kind: str
+    colour: str
+    flag: str
+    word: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """One CSV file as a table on the page."""
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The page."""
+
+    title: str
+    facts: tuple[tuple[str, str], ...]
+    question: str
+    lines: tuple[Line, ...]
+    blocked: str
+    columns: tuple[str, ...]
+    rows: tuple[TableRow, ...]
+    table_caption: str
+    checks: tuple[Check, ...]
+    notes: tuple[str, ...]
+    tables: tuple[Numbers, ...]
+    spec: str
+    hashes: tuple[tuple[str, str], ...]
+    versions: tuple[tuple[str, str], ...]
+    machines: tuple[str, ...]
+
+
+_TITLES = {
+    "arms": "One line per arm",
+    "runs": "One line per run",
+    "learning_rates": "Learning rates",
+    "curves": "Loss curves",
+    "checks": "Checklist",
+}
+
+
+def view(comparison: Comparison) -> View:
+    """Return the page of a finished study."""
+    summary, study = comparison.summary, comparison.study
+    unit = unit_of(summary.metric["name"])
+    colours = looks(summary)
+    data = study.data.name or ", ".join(filter(None, (study.data.train, study.data.validation, study.data.test)))
+    final = next(record for record in comparison.records if record["phase"] == "final")
+    budget = max((record["budget"]["updates"] for record in comparison.records), default=0)
+    labels = summary.row(summary.reference).label
+    return View(
+        title=summary.name,
+        facts=(
+            ("model", study.model.ref),
+            ("task", study.task.kind),
+            ("data", data),
+            ("metric", f"{summary.metric['name']}, {_direction(summary)}"),
+            ("margin", f"±{unit.margin(summary.margin)}"),
+            ("seeds", f"S = {len(summary.seeds)}"),
+            ("test items", f"n = {summary.items:,}"),
+            ("training", f"{budget:,} steps of {study.training.batch_size} examples"),
+        ),
+        question=f"How do the arms compare with {labels}?",
+        lines=_lines(summary, colours),
+        blocked=summary.blocked,
+        columns=_columns(summary, unit),
+        rows=tuple(_row(summary, row, unit, colours[row.arm]) for row in summary.rows),
+        table_caption=_caption(summary),
+        checks=summary.checks,
+        notes=summary.notes,
+        tables=_tables(tables(summary, comparison.records)),
+        spec=to_yaml(json.loads(study.model_dump_json(exclude_defaults=True))),
+        hashes=(("study", summary.study), *sorted(final["hashes"].items())),
+        versions=tuple(final["versions"].items()),
+        machines=_machines(comparison),
+    )
+
+
+def _direction(summary: Summary) -> str:
+    return "more is better" if summary.metric["greater_is_better"] else "less is better"
+
+
+def _lines(summary: Summary, colours: dict[str, Look]) -> tuple[Line, ...]:
+    rows = sorted((row for row in summary.rows if row.verdict), key=lambda row: row.kind != "arm")
+    found = []
+    for row in rows:
+        assert row.verdict is not None
+        told = sentence(summary, row)
+        found.append(
+            Line(
+                row.arm,
+                row.label,
+                row.verdict.word,
+                told,
+                colours[row.arm].css,
+                row.kind != "arm",
+                row.verdict.indicative,
+            )
+        )
+    return tuple(found)
+
+
+def _columns(summary: Summary, unit: Unit) -> tuple[str, ...]:
+    forgets = ("forgetting [nats]",) if _forgets(summary) else ()
+    of = f" [{unit.name}]" if unit.name else ""
+    level = " [%]" if unit.name == "pt" else of
+    return (
+        "trainable",
+        "learning rate",
+        f"test {summary.metric['name']}{level}",
+        f"difference{of}",
+        "verdict",
+        "validation loss [nats]",
+        "step [ms]",
+        "memory",
+        "checkpoint",
+        "merge and back",
+        *forgets,
+    )
+
+
+def _forgets(summary: Summary) -> bool:
+    return any(row.forgetting for row in summary.rows)
+
+
+def _row(summary: Summary, row: Row, unit: Unit, look: Look) -> TableRow:
+    cells = (
+        _trainable(row),
+        _rate(row),
+        _estimate(row.test, unit.scale, unit.digits),
+        _difference(row, unit),
+        _verdict(row),
+        _estimate(row.validation_loss, 1, 3),
+        _step(row),
+        _memory(row),
+        Cell(numbers.size(row.checkpoint_bytes)),
+        _merge(row),
+        *((_forgetting(row),) if _forgets(summary) else ()),
+    )
+    word = row.verdict.word if row.verdict else ""
+    return TableRow(row.label, row.kind, look.css, row.flag, word, cells)
+
+
+def _trainable(row: Row) -> Cell:
+    if row.adapter is None:
+        return Cell(numbers.MISSING)
+    parts = f"{numbers.count(row.adapter)} + {numbers.count(row.head)} head" if row.head else numbers.count(row.adapter)
+    return Cell(parts, f"{numbers.percent(row.share)} of the base")
+
+
+def _rate(row: Row) -> Cell:
+    if row.rate is None:
+        return Cell(numbers.MISSING)
+    if row.kind == "frozen":
+        return Cell(numbers.rate(row.rate), "head's own")
+    grid = f"of {', '.join(numbers.rate(rate) for rate in row.grid)}" if row.swept else ""
+    badges = (() if row.swept else ("unswept",)) + (("edge of grid",) if row.edge else ())
+    return Cell(numbers.rate(row.rate), grid, badges)
+
+
+def _estimate(estimate: Estimate | None, scale: float, digits: int) -> Cell:
+    if estimate is None:
+        return Cell(numbers.MISSING)
+    text = f"{estimate.mean * scale:.{digits}f}"
+    if estimate.interval is None:
+        return Cell(text)
+    half = (estimate.interval.high - estimate.interval.low) / 2 * scale
+    return Cell(f"{text} ± {half:.{digits}f}", f"sd {(estimate.deviation or 0) * scale:.{digits}f}")
+
+
+def _difference(row: Row, unit: Unit) -> Cell:
+    if row.kind == "reference":
+        return Cell("reference")
+    if row.pair is None or row.interval is None:
+        return Cell(numbers.MISSING)
+    detectable = f"finds {unit.value(row.detectable)} or more" if row.detectable is not None else ""
+    return Cell(unit.signed(row.pair.difference), f"{unit.interval(row.interval)} {detectable}".strip())
+
+
+def _verdict(row: Row) -> Cell:
+    if row.verdict is None:
+        return Cell(numbers.MISSING)
+    return Cell(row.verdict.word, "", ("indicative",) if row.verdict.indicative else ())
+
+
+def _step(row: Row) -> Cell:
+    if row.step is None:
+        return Cell(numbers.MISSING)
+    quartiles = f"{numbers.milliseconds(row.step_low)}{numbers.MISSING}{numbers.milliseconds(row.step_high)}"
+    return Cell(numbers.milliseconds(row.step), quartiles)
+
+
+def _memory(row: Row) -> Cell:
+    if row.memory is None:
+        return Cell(numbers.MISSING)
+    parts = [
+        f"{name} {numbers.size(value)}"
+        for name, value in (
+            ("w", row.memory["weights"]),
+            ("g", row.memory["gradients"]),
+            ("o", row.memory["optimizer"]),
+            ("a", row.memory["activations"]),
+        )
+    ]
+    return Cell(numbers.size(memory_total(row.memory)), ", ".join(parts))
+
+
+def _merge(row: Row) -> Cell:
+    if row.elements is None or row.differ is None:
+        return Cell(numbers.MISSING)
+    text = f"{row.differ:,} of {row.elements:,} differ"
+    return Cell(text, f"merging moves a logit by {numbers.tiny(row.logit_change)} at most", (), bad=row.differ > 0)
+
+
+def _forgetting(row: Row) -> Cell:
+    if row.forgetting is None:
+        return Cell(numbers.MISSING)
+    cell = _estimate(row.forgetting, 1, 3)
+    return Cell(cell.text, f"{numbers.loss(row.known_before)} → {numbers.loss(row.known_after)}")
+
+
+def _caption(summary: Summary) -> str:
+    many = len(summary.seeds) > 1
+    spread = "±: half of the 95 % interval over seeds, the test items taken as given. " if many else ""
+    return (
+        f"S = {len(summary.seeds)} seed{'s' if many else ''}, n = {summary.items:,} test items. {spread}"
+        "Differences are paired by seed and item; their 95 % intervals cover both. “Finds”: the smallest true difference "
+        "that this study finds with a power of 80 %. Memory: w weights, g gradients, o optimizer, a activations. Merge and "
+        "back: numbers of the base whose bits differ after merging, unmerging and taking the adapters off, over all seeds."
+    )
+
+
+def _tables(found: dict[str, Table]) -> tuple[Numbers, ...]:
+    return tuple(Numbers(name, _TITLES[name], columns, rows) for name, (columns, rows) in found.items() if rows)
+
+
+def _machines(comparison: Comparison) -> tuple[str, ...]:
+    told = [", ".join(f"{key} {value}" for key, value in sorted(r["machine"].items())) for r in comparison.records]
+    return _unique(told)
+
+
+def _unique(texts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(texts))
