@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from surgery.errors import CheckpointError, nearest
@@ -120,7 +121,7 @@ def _load_weights(
             ignore_mismatched_sizes=True,
             **options,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _cannot_load("model", ref.ref, registry, error) from error
     return loaded
 
@@ -129,9 +130,14 @@ def _load_tokenizer(ref: ModelRef, source: Path | str, registry: Registry, optio
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(source), **options)
+        tokenizer = AutoTokenizer.from_pretrained(str(source), **options)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _cannot_load("tokenizer", ref.ref, registry, error) from error
+    # Where its files are missing, transformers makes a tokenizer that knows no word but its special tokens.
+    if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):
+        hint = "put tokenizer.json beside config.json"
+        raise CheckpointError("the tokenizer cannot be loaded: its vocabulary is missing", ref.ref, hint)
+    return tokenizer
 
 
 def _cannot_load(what: str, ref: str, registry: Registry, error: Exception) -> CheckpointError:

@@ -188,6 +188,8 @@ def _spec_hint(before: Mapping[str, Any], spec: Spec) -> str:
 
 
 def _resume_hint(folder: Path, data: DataOverride | None, model: ModelRef | str | None) -> str:
+    if not (folder / "run.json").is_file():
+        return "nothing had begun: run the same command again"
     parts = [f"surgery train {folder / 'spec.yaml'} --out {folder} --resume"]
     if isinstance(data, str | Path):
         parts.append(f"--data {data}")

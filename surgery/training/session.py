@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from surgery.errors import DataError, Problem, TrainingError
+from surgery.errors import CheckpointError, DataError, Problem, TrainingError
 from surgery.planning import Plan, plan
 from surgery.registry import Registry, TaskType
 from surgery.spec import ModelRef, Options, Spec
@@ -130,6 +130,7 @@ def prepare(
     refuse_untrained(pretrained.new_parameters, planned, registry)
     examples = _encode(task, loaded, pretrained.tokenizer, labels, options)
     _check_lengths(pretrained.model, examples)
+    _check_vocabulary(pretrained, examples)
     hashes = _hashes(pretrained, loaded)
     pretrained.model.to(_device())
     return Session(
@@ -191,6 +192,15 @@ def _check_lengths(model: Any, examples: Mapping[str, list[dict[str, Any]]]) -> 
     if longest > most:
         what = f"the longest example has {longest} tokens, the model takes {most}"
         raise TrainingError(what, "task.max_length", f"write max_length: {most} under task:")
+
+
+def _check_vocabulary(pretrained: LoadedModel, examples: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Refuse a tokenizer that belongs to another model."""
+    rows = pretrained.model.get_input_embeddings().weight.shape[0]
+    highest = max((max(example["input_ids"]) for split in examples.values() for example in split), default=0)
+    if highest >= rows:
+        what = f"the tokenizer gives token {highest}, the model has tokens 0 to {rows - 1}"
+        raise CheckpointError(what, pretrained.source, "the tokenizer belongs to another model")
 
 
 def _hashes(pretrained: LoadedModel, loaded: LoadedData) -> dict[str, str]:

@@ -14,6 +14,17 @@ from surgery.registry import Registry, load_registry
 from surgery.spec import Spec
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads only get into each other's way on tensors this small."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def registry() -> Registry:
     import surgery_bert
