@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from surgery.adapter import Adapter as Adapter
     from surgery.adapter import AdapterType as AdapterType
-    from surgery.adapter.parts import add_to_part as add_to_part
+    from surgery.adapter.parts import add_update as add_update
+    from surgery.adapter.parts import spread_parts as spread_parts
     from surgery.adapter.replacement import ReplacementAdapter as ReplacementAdapter
     from surgery.architecture import Architecture as Architecture
     from surgery.architecture import Part as Part
@@ -57,7 +58,7 @@ _DOOR = {
     "SpecError": "surgery.errors",
     "SurgeryError": "surgery.errors",
     "TaskType": "surgery.registry",
-    "add_to_part": "surgery.adapter.parts",
+    "add_update": "surgery.adapter.parts",
     "hookimpl": "surgery.registry",
     "load_adapter": "surgery.operation",
     "load_registry": "surgery.registry",
@@ -65,6 +66,7 @@ _DOOR = {
     "operate": "surgery.operation",
     "plan": "surgery.planning",
     "sites": "surgery.planning",
+    "spread_parts": "surgery.adapter.parts",
 }
 
 __all__ = [*_DOOR]

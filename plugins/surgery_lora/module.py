@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from surgery import Adapter, Site, add_to_part
+from surgery import Adapter, Site, add_update, spread_parts
 
 if TYPE_CHECKING:
     from surgery_lora import LoraOptions
@@ -41,15 +41,18 @@ class LoraAdapter(Adapter):
     def activate(cls, group: Sequence[Self], inputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         first = group[0]
         if first.site.host == "embedding":
-            return add_to_part(output, first.site, F.embedding(inputs, first.A.t()) @ first.B.t(), first.scale)
+            return add_update(output, F.embedding(inputs, first.A.t()), first.B, first.scale)
         x = inputs if inputs.dtype == first.A.dtype else inputs.to(first.A.dtype)
         # One mask and one skinny product for all parts of one fused weight: they share their input.
-        x = F.dropout(x, first.dropout, first.training)
-        stacked = first.A if len(group) == 1 else torch.cat([adapter.A for adapter in group])
-        low = F.linear(x, stacked).split([adapter.A.shape[0] for adapter in group], dim=-1)
-        for adapter, narrow in zip(group, low, strict=True):
-            output = add_to_part(output, adapter.site, narrow, adapter.scale, adapter.B, adapter.bias)
-        return output
+        x = F.dropout(x, first.dropout, first.training) if first.dropout else x
+        if first.site.slice is None:
+            return add_update(output, F.linear(x, first.A), first.B, first.scale, first.bias)
+        low = F.linear(x, torch.cat([adapter.A for adapter in group]))
+        spread = spread_parts([(adapter.site, adapter.B) for adapter in group], output.shape[-1])
+        bias = None if first.bias is None else spread_parts(
+            [(adapter.site, adapter.bias.unsqueeze(1)) for adapter in group if adapter.bias is not None], output.shape[-1]
+        ).sum(1)
+        return add_update(output, low, spread, first.scale, bias)
 
 
 def _initial(options: LoraOptions, fan_in: int, generator: torch.Generator) -> torch.Tensor:
@@ -60,5 +63,6 @@ def _initial(options: LoraOptions, fan_in: int, generator: torch.Generator) -> t
         return torch.randn(shape, generator=generator) * options.init_std
     if options.init == "orthogonal":
         return nn.init.orthogonal_(torch.empty(shape), generator=generator)
-    # kaiming_uniform(a=sqrt(5)), as in the paper's code: uniform in +-1/sqrt(fan_in)
-    return nn.init.kaiming_uniform_(torch.empty(shape), a=math.sqrt(5), generator=generator)
+    # kaiming_uniform_(a=sqrt(5)), as in the paper's code: bound sqrt(3) * sqrt(2 / (1 + 5)) / sqrt(fan_in)
+    bound = 1 / math.sqrt(fan_in)
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)

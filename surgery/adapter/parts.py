@@ -2,44 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from surgery.architecture import Site
 
-__all__ = ["add_to_part"]
+__all__ = ["add_update", "spread_parts"]
 
 
-def add_to_part(
-    output: torch.Tensor,
-    site: Site,
-    value: torch.Tensor,
-    scale: float = 1.0,
-    matrix: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
+def add_update(
+    output: torch.Tensor, low: torch.Tensor, matrix: torch.Tensor, scale: float, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return `output` with scale * (value @ matrix^T + bias) added to the site's features; may write in place.
+    """Return output + scale * (low @ matrix^T + bias) in the output's dtype.
 
     Args:
-        output: (..., features of the host).
-        site: whose part of the features is meant: all of them, unless it is a part of a fused weight.
-        value: (..., k), or (..., fan_out) without a matrix.
+        output: (..., n).
+        low: (..., k).
+        matrix: (n, k).
         scale: factor of everything that is added.
-        matrix: (fan_out, k), or None.
-        bias: (fan_out), or None.
+        bias: (n), or None.
     """
-    if site.slice is None and matrix is not None and bias is None and output.dtype == value.dtype == matrix.dtype:
-        # One fused product and sum into the host's fresh output; nothing saves it for a backward pass.
-        flat = output.reshape(-1, output.shape[-1])
-        flat = flat.addmm_(value.reshape(-1, value.shape[-1]), matrix.t(), alpha=scale)
-        return flat.view(output.shape)
-    if matrix is not None:
-        value = torch.nn.functional.linear(value, matrix, bias)
-    update = (value * scale if scale != 1.0 else value).to(output.dtype)
-    if site.slice is None:
-        return output + update
-    span = site.slice.span()
-    if span is not None:
-        output.narrow(-1, *span).add_(update)
-        return output
-    index = torch.tensor(site.slice.indices(), device=output.device)
-    return output.index_add(-1, index, update)
+    if output.dtype != low.dtype or bias is not None:
+        return output + (torch.nn.functional.linear(low, matrix, bias) * scale).to(output.dtype)
+    # One fused product and sum. Not in place: writing into a view makes autograd copy the whole gradient.
+    flat = torch.addmm(output.reshape(-1, output.shape[-1]), low.reshape(-1, low.shape[-1]), matrix.t(), alpha=scale)
+    return flat.view(output.shape)
+
+
+def spread_parts(parts: Sequence[tuple[Site, torch.Tensor]], features: int) -> torch.Tensor:
+    """Return a (features, sum of k) matrix: each part's (fan_out, k) matrix at its site's rows, zero elsewhere.
+
+    Parts of one fused weight are then applied as one product, whose other features get nothing.
+
+    Args:
+        parts: sites of one host with their matrices.
+        features: all output features of the host.
+    """
+    columns = []
+    for site, matrix in parts:
+        assert site.slice is not None
+        span = site.slice.span()
+        if span is not None:
+            columns.append(torch.nn.functional.pad(matrix, (0, 0, span[0], features - span[0] - span[1])))
+        else:
+            index = torch.tensor(site.slice.indices(), device=matrix.device)
+            columns.append(matrix.new_zeros(features, matrix.shape[1]).index_copy(0, index, matrix))
+    return columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)

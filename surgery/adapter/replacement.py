@@ -18,7 +18,8 @@ class ReplacementAdapter(Adapter):
 
     def __init__(self, site: Site, pristine: torch.Tensor) -> None:
         super().__init__(site)
-        self.value = nn.Parameter(pristine.detach().clone(memory_format=torch.contiguous_format))
+        # Strides are kept: a transposed host then gets the memory layout it stores, in values and in gradients.
+        self.value = nn.Parameter(pristine.detach().clone(memory_format=torch.preserve_format))
 
     def fold(self, parameter: str, weight: torch.Tensor, pristine: torch.Tensor) -> torch.Tensor:
         if weight is pristine:

@@ -11,10 +11,9 @@ from torch import nn
 from surgery.architecture import Site
 from surgery.errors import StateError
 from surgery.operation.attach import Built, attach_state, build_adapters, slot_key
-from surgery.operation.bits import checksum
+from surgery.operation.bits import checksums
 from surgery.operation.body import Body
 from surgery.operation.guard import refuse_unfit
-from surgery.operation.host import HostState
 from surgery.operation.ledger import Ledger
 from surgery.operation.slot import Member, Owner, Slot
 from surgery.planning import Plan
@@ -32,14 +31,14 @@ def add_plan(body: Body, plan: Plan, name: str, registry: Registry, *, is_first:
         raise StateError(f"{name!r} cannot name an adapter", hint="use letters, digits, - and _, at most 64")
     if name in body.plans:
         raise StateError(f"an adapter is already called {name!r}", hint="choose another name, or op.remove() it")
-    modules = dict(body.model.named_modules(remove_duplicate=False))
+    modules = base_modules(body.model)
     refuse_unfit(body.model, plan, modules, is_first=is_first)
     if body.merged:
         _refuse_merged(body, plan)
     built = build_adapters(plan, modules, registry)
     with body.ledger.all_or_nothing():
         if is_first:
-            _freeze(body.model, body.ledger)
+            _freeze(modules, body.ledger)
         _attach(body, plan, name, built, modules)
 
 
@@ -50,105 +49,117 @@ def remove_name(body: Body, name: str) -> None:
         _detach(body, name, undo)
 
 
-def _freeze(model: nn.Module, ledger: Ledger) -> None:
+def _freeze(modules: Mapping[str, nn.Module], ledger: Ledger) -> None:
     """No base parameter trains while the model is operated."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = [p for module in modules.values() for p in module._parameters.values() if p is not None]
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
 
     def set_all(value: bool) -> Callable[[], None]:
         def act() -> None:
             for parameter in trained:
-                parameter.requires_grad_(value)
+                parameter.requires_grad = value
 
         return act
 
     ledger.act(set_all(False), set_all(True))
 
 
+def base_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return path -> module for the base's own modules, under every path; what surgery attached is left out."""
+    found: dict[str, nn.Module] = {}
+    stack = [("", model)]
+    while stack:
+        path, module = stack.pop()
+        found[path] = module
+        prefix = f"{path}." if path else ""
+        for name, child in module._modules.items():
+            if child is not None and name != STATE_CHILD:
+                stack.append((f"{prefix}{name}", child))
+    return found
+
+
 def _attach(body: Body, plan: Plan, name: str, built: list[Built], modules: Mapping[str, nn.Module]) -> None:
+    owners = _Owners(modules)
     overridden: dict[str, set[str]] = defaultdict(set)
     activated: set[str] = set()
-    owners: dict[int, list[Owner]] = {}
-    for path, module in modules.items():
-        for local, parameter in module._parameters.items():
-            if parameter is not None and STATE_CHILD not in path.split("."):
-                owners.setdefault(id(parameter), []).append(Owner(path, module, local))
     for item in built:
         if not item.folds:
             activated.add(item.edit.site.path)
         for site in item.edit.sites:
-            for owner in _owners_of(site, item.edit.tied, modules, owners):
+            for owner in owners.of(site, item.edit.tied):
                 overridden[owner.path] |= {owner.parameter} if item.folds else set()
-    for path in overridden:
-        attach_state(modules[path], frozenset(overridden[path]), path in activated, body.ledger)
-        state = modules[path]._modules[STATE_CHILD]
-        assert isinstance(state, HostState)
-        body.hosts[path] = state
+    for path, parameters in overridden.items():
+        body.hosts[path] = attach_state(modules[path], frozenset(parameters), path in activated, body.ledger)
 
     def forget() -> None:
         _detach(body, name, Ledger())
 
     def fill() -> None:
         for item in built:
-            _register(body, name, item, modules, owners)
-        body.plans[name], body.built[name] = plan, built
-        body.refresh()
+            _register(body, name, item, owners)
+        slots = [slot for slot in body.slots.values() if slot.expected is None]
+        for slot, expected in zip(slots, checksums([slot.parameter for slot in slots]), strict=True):
+            slot.expected = expected
+        body.put(name, plan, built)
 
     body.ledger.act(fill, forget)
 
 
-def _owners_of(
-    site: Site, tied: str, modules: Mapping[str, nn.Module], owners: Mapping[int, list[Owner]]
-) -> list[Owner]:
-    own = Owner(site.path, modules[site.path], site.parameter)
-    if tied != "share":
-        return [own]
-    parameter = own.module._parameters[site.parameter]
-    return [own, *(owner for owner in owners[id(parameter)] if owner.name != own.name)]
+class _Owners:
+    """Which modules read a parameter, looked up only where a tie makes it necessary."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._modules = modules
+        self._shared: dict[int, list[Owner]] | None = None
+
+    def of(self, site: Site, tied: str) -> tuple[Owner, ...]:
+        own = Owner(site.path, self._modules[site.path], site.parameter)
+        if tied != "share":
+            return (own,)
+        if self._shared is None:
+            self._shared = defaultdict(list)
+            for path, module in self._modules.items():
+                for local, parameter in module._parameters.items():
+                    self._shared[id(parameter)].append(Owner(path, module, local))
+        parameter = own.module._parameters[site.parameter]
+        return (own, *(owner for owner in self._shared[id(parameter)] if owner.name != own.name))
 
 
-def _register(
-    body: Body, name: str, item: Built, modules: Mapping[str, nn.Module], owners: Mapping[int, list[Owner]]
-) -> None:
+def _register(body: Body, name: str, item: Built, owners: _Owners) -> None:
     edit = item.edit
-    table = body.hosts[edit.site.path].adapters
-    if name not in table:
-        table[name] = nn.ModuleDict()
-    group = table[name]
-    assert isinstance(group, nn.ModuleDict)
-    group[slot_key(edit)] = item.adapter
+    body.hosts[edit.site.path].put(name, slot_key(edit), item.adapter)
     for site in edit.sites:
         key = site.name if edit.tied != "untie" else f"{site.name} (untied)"
         if key not in body.slots:
-            parameter = modules[site.path]._parameters[site.parameter]
+            found = owners.of(site, edit.tied)
+            parameter = found[0].module._parameters[site.parameter]
             assert parameter is not None
-            found = tuple(_owners_of(site, edit.tied, modules, owners))
-            body.slots[key] = Slot(site.name, found, parameter, edit.tied == "untie", checksum(parameter))
+            body.slots[key] = Slot(site.name, found, parameter, edit.tied == "untie")
         body.slots[key].members.append(Member(name, item.adapter, site, item.folds))
 
 
 def _detach(body: Body, name: str, undo: Ledger) -> None:
-    built = body.built.pop(name, [])
-    plan = body.plans.pop(name, None)
-    slots = dict(body.slots)
-    members = {key: list(slot.members) for key, slot in slots.items()}
-    tables = {path: state.adapters[name] for path, state in body.hosts.items() if name in state.adapters}
+    built, plan = body.built.pop(name, []), body.plans.pop(name, None)
+    slots, members = dict(body.slots), {key: list(slot.members) for key, slot in body.slots.items()}
+    children = {path: child for path, state in body.hosts.items() if (child := state._modules.get(name)) is not None}
 
     def back() -> None:
-        if plan is not None:
-            body.plans[name], body.built[name] = plan, built
         body.slots = slots
         for key, slot in slots.items():
             slot.members = members[key]
-        for path, table in tables.items():
-            body.hosts[path].adapters[name] = table
-        body.refresh()
+        for path, child in children.items():
+            body.hosts[path]._modules[name] = child
+        if plan is not None:
+            body.put(name, plan, built)
 
     undo.act(lambda: None, back)
-    for slot in body.slots.values():
+    for slot in slots.values():
         slot.members = [member for member in slot.members if member.adapter_name != name]
+    for acting in body.acting.values():
+        acting.pop(name, None)
     body.refresh()
-    for path in tables:
-        del body.hosts[path].adapters[name]
+    for path in children:
+        body.hosts[path].take(name)
     body.slots = {key: slot for key, slot in slots.items() if slot.members}
 
 

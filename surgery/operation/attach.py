@@ -12,7 +12,7 @@ from torch import nn
 from surgery.adapter import Adapter
 from surgery.errors import PluginError
 from surgery.operation.fold import canonical_view
-from surgery.operation.host import HostState, host_class_of, is_operated, operated_class
+from surgery.operation.host import HostState, host_class_of, operated_class
 from surgery.operation.ledger import Ledger
 from surgery.planning import Edit, Plan
 from surgery.planning.live import STATE_CHILD
@@ -80,9 +80,13 @@ def _build(edit: Edit, host: nn.Module, seed: int, registry: Registry) -> Built:
         raise PluginError(f"the plan promised {edit.parameters:,} parameters, build made {count:,}", where)
     base = host._parameters[edit.site.parameter]
     assert base is not None
-    if any(parameter.untyped_storage().data_ptr() == base.untyped_storage().data_ptr() for parameter in trainable):
+    memory = base.untyped_storage().data_ptr()
+    if any(parameter.untyped_storage().data_ptr() == memory for parameter in trainable):
         raise PluginError("build must not keep the base's own memory; clone it", where)
-    adapter.to(base.device).train(host.training)
+    if base.device.type != "cpu":
+        adapter.to(base.device)
+    if not host.training:
+        adapter.eval()
     knows_forward = edit.site.host in _KNOWN_FORWARDS and _is_exact(host) and edit.site.parameter == "weight"
     return Built(edit, adapter, not (type(adapter).activates and knows_forward and edit.tied != "share"))
 
@@ -93,28 +97,28 @@ def _is_exact(host: nn.Module) -> bool:
     return cls in (nn.Linear, nn.Embedding) or (cls.__name__ == "Conv1D" and cls.__module__.startswith("transformers."))
 
 
-def attach_state(host: nn.Module, overridden: frozenset[str], activates: bool, ledger: Ledger) -> None:
+def attach_state(host: nn.Module, overridden: frozenset[str], activates: bool, ledger: Ledger) -> HostState:
     """Give `host` the class and child that the edits need, widening what it already has; recorded in `ledger`."""
+    state = host._modules.get(STATE_CHILD)
+    if not isinstance(state, HostState):
+        state = _add_child(host, ledger)
     old = type(host)
-    recipe = getattr(old, "_surgery_recipe", (host_class_of(host), frozenset(), False))
+    recipe = getattr(old, "_surgery_recipe", (old, frozenset(), False))
     new = operated_class(recipe[0], recipe[1] | overridden, recipe[2] or activates)
+    if new is not old:
+        ledger.act(lambda: setattr(host, "__class__", new), lambda: setattr(host, "__class__", old))
+    return state
 
-    def restore_class() -> None:
-        host.__class__ = old
 
-    if not is_operated(host):
-        state = HostState()
-        state.train(host.training)
+def _add_child(host: nn.Module, ledger: Ledger) -> HostState:
+    state = HostState()
+    state.training = host.training
 
-        def add_child() -> None:
-            host._modules[STATE_CHILD] = state
+    def add() -> None:
+        host._modules[STATE_CHILD] = state
 
-        def drop_child() -> None:
-            host._modules.pop(STATE_CHILD, None)
+    def drop() -> None:
+        host._modules.pop(STATE_CHILD, None)
 
-        ledger.act(add_child, drop_child)
-
-    def swap_class() -> None:
-        host.__class__ = new
-
-    ledger.act(swap_class, restore_class)
+    ledger.act(add, drop)
+    return state

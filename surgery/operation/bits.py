@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import _thread
 import hashlib
+from collections.abc import Sequence
+from concurrent.futures import Future
 
 import torch
 import xxhash
 
-__all__ = ["as_bytes", "checksum", "round_once", "same_bits", "sha256"]
+__all__ = ["Expected", "as_bytes", "checksum", "checksums", "round_once", "same_bits", "sha256"]
+
+Expected = Future[int]
+"""A checksum that may still be on its way."""
+
+_AT_ONCE = 1 << 20
+"""Bytes that are summed before `checksums` returns; what is beyond goes to a thread."""
 
 _INTEGER_VIEW = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -23,6 +32,32 @@ def checksum(tensor: torch.Tensor) -> int:
     digest = xxhash.xxh3_64(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
     digest.update(as_bytes(tensor))
     return digest.intdigest()
+
+
+def checksums(tensors: Sequence[torch.Tensor]) -> list[Expected]:
+    """Return the checksums of all tensors. The tensors must stay as they are; a thread reads the larger part of them."""
+    futures: list[Expected] = [Future() for _ in tensors]
+    budget = _AT_ONCE
+    later: list[tuple[Expected, torch.Tensor]] = []
+    for future, tensor in zip(futures, tensors, strict=True):
+        budget -= tensor.numel() * tensor.element_size()
+        if budget >= 0:
+            future.set_result(checksum(tensor))
+        else:
+            later.append((future, tensor))
+    if later:
+        # Not threading.Thread: its start() waits until the thread runs, which on a busy machine takes longer than
+        # everything else that an operation does when it begins.
+        _thread.start_new_thread(_sum_all, (later,))
+    return futures
+
+
+def _sum_all(pairs: Sequence[tuple[Expected, torch.Tensor]]) -> None:
+    for future, tensor in pairs:
+        try:
+            future.set_result(checksum(tensor))
+        except BaseException as error:
+            future.set_exception(error)
 
 
 def sha256(tensor: torch.Tensor) -> str:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from surgery.adapter import Adapter
 from surgery.errors import DriftError, StateError
 from surgery.operation.attach import Built, slot_key
-from surgery.operation.bits import checksum
+from surgery.operation.bits import checksums
 from surgery.operation.host import HostState, is_operated
 from surgery.operation.ledger import Ledger
 from surgery.operation.merge import MergeRecord, merged_value
@@ -22,6 +23,10 @@ from surgery.planning.live import STATE_CHILD
 __all__ = ["Body"]
 
 
+Groups = tuple[tuple[Adapter, ...], ...]
+"""Adapters of one name on one host, those of one rule together: they share type and options."""
+
+
 @dataclass
 class _Change:
     """One slot's next live value, computed and checked before anything is swapped."""
@@ -29,7 +34,6 @@ class _Change:
     slot: Slot
     value: torch.Tensor
     original: Original | None
-    expected: int
 
 
 @dataclass
@@ -44,6 +48,7 @@ class Body:
         built: adapter name -> its edits' adapters.
         plans: adapter name -> its plan.
         hosts: module path -> the host's child.
+        acting: module path -> adapter name -> groups that act on the host's output, whether active or not.
         merged: adapters folded into the live weights.
         disabled: adapters that are switched off.
     """
@@ -55,6 +60,7 @@ class Body:
     built: dict[str, list[Built]] = field(default_factory=dict)
     plans: dict[str, Plan] = field(default_factory=dict)
     hosts: dict[str, HostState] = field(default_factory=dict)
+    acting: dict[str, dict[str, Groups]] = field(default_factory=dict)
     merged: frozenset[str] = frozenset()
     disabled: frozenset[str] = frozenset()
 
@@ -65,7 +71,18 @@ class Body:
                 path = built.edit.site.path
                 prefix = f"{path}.{STATE_CHILD}" if path else STATE_CHILD
                 for local, parameter in built.adapter.named_parameters():
-                    yield f"{prefix}.adapters.{name}.{slot_key(built.edit)}.{local}", parameter, built.edit
+                    yield f"{prefix}.{name}.{slot_key(built.edit)}.{local}", parameter, built.edit
+
+    def put(self, name: str, plan: Plan, built: list[Built]) -> None:
+        """Take up the adapters `built` under `name`; their slots exist already."""
+        self.plans[name], self.built[name] = plan, built
+        groups: dict[str, dict[int, list[Adapter]]] = {}
+        for item in built:
+            if not item.folds:
+                groups.setdefault(item.edit.site.path, {}).setdefault(item.edit.rule, []).append(item.adapter)
+        for path, by_rule in groups.items():
+            self.acting.setdefault(path, {})[name] = tuple(tuple(group) for _, group in sorted(by_rule.items()))
+        self.refresh(name)
 
     def check(self) -> None:
         """Raise DriftError when somebody else changed a class, a pointer or a bit."""
@@ -97,12 +114,14 @@ class Body:
                 records.append(record)
             else:
                 value, original = slot.pristine(), None
-            changes.append(_Change(slot, value, original, checksum(value)))
+            changes.append(_Change(slot, value, original))
+        futures = checksums([change.value for change in changes])
         swaps = Ledger()
         with swaps.all_or_nothing():
             self.remember(swaps, affected)
-            for change in changes:
+            for change, expected in zip(changes, futures, strict=True):
                 _point(change)
+                change.slot.expected = expected
             self.merged = target
             self.refresh()
         return tuple(records)
@@ -123,36 +142,31 @@ class Body:
 
         ledger.act(lambda: None, restore)
 
-    def refresh(self) -> None:
-        """Tell every host what is active now. Depends on the state alone, so it can be repeated."""
+    def refresh(self, name: str | None = None) -> None:
+        """Tell every host (or those of one adapter) what is active now. Depends on the state alone; can be repeated."""
         hidden = self.merged | self.disabled
-        for slot in self.slots.values():
+        chosen = self.slots.values()
+        paths: Iterable[str] = self.hosts
+        if name is not None:
+            paths = {built.edit.site.path for built in self.built[name]}
+            keys = {site.name for built in self.built[name] for site in built.edit.sites}
+            chosen = [slot for slot in chosen if slot.name in keys]
+        for slot in chosen:
             folding = {m.adapter_name for m in slot.members if m.folds} - hidden
-            chain = slot.chain(folding | self.merged) if folding else ()
-            chain = tuple(link for link in chain if self._is_folded(link[0], slot))
+            # Output edits that are not merged stay output edits; everything else in a chain is folded.
+            chain = slot.chain(self.merged, folding) if folding else ()
             for owner in slot.owners:
                 owner.state.overrides[owner.parameter] = chain
                 owner.state.pristine.pop(owner.parameter, None)
                 if chain and slot.original is not None:
                     owner.state.pristine[owner.parameter] = slot.pristine()
-        self._refresh_activations(hidden)
+        for path in paths:
+            self._refresh_activations(path, hidden)
 
-    def _is_folded(self, adapter: nn.Module, slot: Slot) -> bool:
-        """Output edits that are not merged stay output edits; everything else in a chain is folded."""
-        member = next(member for member in slot.members if member.adapter is adapter)
-        return member.folds or member.adapter_name in self.merged
-
-    def _refresh_activations(self, hidden: frozenset[str]) -> None:
-        groups: dict[str, dict[tuple[str, str], list[Built]]] = {path: {} for path in self.hosts}
-        for name in sorted(set(self.built) - hidden):
-            for built in self.built[name]:
-                if not built.folds:
-                    key = (name, built.edit.adapter)
-                    groups[built.edit.site.path].setdefault(key, []).append(built)
-        for path, state in self.hosts.items():
-            state.activations = tuple(
-                tuple(built.adapter for built in group) for _, group in sorted(groups[path].items())
-            )
+    def _refresh_activations(self, path: str, hidden: frozenset[str]) -> None:
+        acting = self.acting.get(path, {})
+        active = sorted(name for name in acting if name not in hidden)
+        self.hosts[path].activations = tuple(group for name in active for group in acting[name])
 
     def _refuse_mixture(self, target: frozenset[str]) -> None:
         if self.keeper.policy == "ram":
@@ -176,4 +190,4 @@ def _point(change: _Change) -> None:
         fresh = slot.parameter if change.original is None else nn.Parameter(change.value, requires_grad=False)
         for owner in slot.owners:
             owner.module._parameters[owner.parameter] = fresh
-    slot.original, slot.expected = change.original, change.expected
+    slot.original = change.original

@@ -35,6 +35,8 @@ def fold_chain(parameter: str, base: torch.Tensor, chain: Sequence[Link]) -> tor
         base: the pristine parameter as stored.
         chain: adapters in canonical order.
     """
+    if len(chain) == 1 and chain[0][1].slice is None and not chain[0][1].is_transposed:
+        return chain[0][0].fold(parameter, base, base)
     value = base
     touched: set[str] = set()
     for adapter, site in chain:

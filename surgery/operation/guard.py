@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -37,14 +38,19 @@ def refuse_unfit(model: nn.Module, plan: Plan, modules: Mapping[str, nn.Module],
 
 
 def _of_module(path: str, module: nn.Module, is_first: bool) -> list[Problem]:
-    for cls in type(module).__mro__:
-        if cls.__name__ in _WRAPPERS:
-            return [Problem(f"a {cls.__name__} cannot be operated", path or "the model", _WRAPPERS[cls.__name__])]
-    if getattr(module, "_compiled_call_impl", None) is not None:
+    wrapper = _wrapper(type(module))
+    if wrapper:
+        return [Problem(f"a {wrapper} cannot be operated", path or "the model", _WRAPPERS[wrapper])]
+    if module._compiled_call_impl is not None:
         return [Problem("the module is already compiled", path or "the model", _WRAPPERS["OptimizedModule"])]
     if is_first and is_operated(module):
         return [Problem("the model is already operated", path, "use op.add(plan, name=...), or op.undo() first")]
     return []
+
+
+@lru_cache(maxsize=4096)
+def _wrapper(cls: type) -> str:
+    return next((base.__name__ for base in cls.__mro__ if base.__name__ in _WRAPPERS), "")
 
 
 def _of_site(name: str, path: str, local: str, dtype: str, modules: Mapping[str, nn.Module]) -> list[Problem]:
@@ -69,25 +75,29 @@ def _of_site(name: str, path: str, local: str, dtype: str, modules: Mapping[str,
 
 def _aliases(plan: Plan, modules: Mapping[str, nn.Module]) -> list[Problem]:
     """Two different Parameters over one memory: replacing one would silently cut it off the other."""
-    spans: dict[int, list[tuple[int, int, int, str]]] = {}
+    edited = {id(modules[edit.site.path]._parameters[edit.site.parameter]) for edit in plan.edits}
     seen: set[int] = set()
+    spans: list[tuple[int, int, bool, str]] = []
     for path, module in modules.items():
         for local, parameter in module._parameters.items():
-            if parameter is None or id(parameter) in seen or parameter.numel() == 0:
-                continue
-            seen.add(id(parameter))
-            start = parameter.data_ptr()
-            end = start + parameter.element_size() * (
-                1 + sum((size - 1) * stride for size, stride in zip(parameter.shape, parameter.stride(), strict=True))
+            if parameter is not None and id(parameter) not in seen and not parameter.is_meta and parameter.numel():
+                seen.add(id(parameter))
+                start = parameter.data_ptr()
+                spans.append((start, start + _reach(parameter), id(parameter) in edited, f"{path}.{local}"))
+    problems: list[Problem] = []
+    furthest = (0, 0, False, "")
+    for span in sorted(spans):
+        if span[0] < furthest[1] and (span[2] or furthest[2]):
+            problems.append(
+                Problem(f"the parameter shares memory with {furthest[3]}, a different Parameter", span[3], "clone one first")
             )
-            storage = parameter.untyped_storage().data_ptr()
-            spans.setdefault(storage, []).append((start, end, id(parameter), f"{path}.{local}"))
-    edited = {id(modules[edit.site.path]._parameters[edit.site.parameter]) for edit in plan.edits}
-    return [
-        Problem(f"the parameter shares memory with {other[3]}, a different Parameter", one[3], "clone one of them first")
-        for group in spans.values()
-        if len(group) > 1
-        for one in group
-        for other in group
-        if one[2] in edited and other is not one and one[0] < other[1] and other[0] < one[1]
-    ]
+        furthest = max(furthest, span, key=lambda item: item[1])
+    return problems
+
+
+def _reach(tensor: torch.Tensor) -> int:
+    """Bytes from the first element to the end of the last one."""
+    if tensor.is_contiguous():
+        return tensor.numel() * tensor.element_size()
+    steps = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (1 + steps) * tensor.element_size()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -19,48 +19,67 @@ __all__ = ["HostState", "host_class_of", "is_operated", "operated_class"]
 class HostState(nn.Module):
     """The one child of an operated host: its adapters, and what they presently do.
 
+    Its own children are called by adapter name; each holds the adapters of that name on this host, by slot.
+
     Attributes:
-        adapters: adapter name -> slot -> Adapter: the trainable tensors.
         activations: groups of adapters to apply to the host's output, in canonical order.
         overrides: parameter name -> chain of adapters that the host's forward must see folded in.
         pristine: parameter name -> the base's tensor, while the live one holds a merge.
         calls: counts uses of each adapter during a probe; None otherwise.
     """
 
+    activations: tuple[tuple[Adapter, ...], ...]
+    overrides: dict[str, tuple[Link, ...]]
+    pristine: dict[str, torch.Tensor]
+    calls: dict[int, int] | None
+
     def __init__(self) -> None:
         super().__init__()
-        self.adapters = nn.ModuleDict()
-        self.activations: tuple[tuple[Adapter, ...], ...] = ()
-        self.overrides: dict[str, tuple[Link, ...]] = {}
-        self.pristine: dict[str, torch.Tensor] = {}
-        self.calls: dict[int, int] | None = None
-        self._optional_prefix: str | None = None
-        self.register_load_state_dict_post_hook(_forgive_missing)
+        # Plain attributes, written past nn.Module.__setattr__: one of these is made for every operated host.
+        self.__dict__.update(activations=(), overrides={}, pristine={}, calls=None, _optional_prefix=None)
+        self._load_state_dict_post_hooks[0] = _forgive_missing
+
+    def put(self, name: str, slot: str, adapter: Adapter) -> None:
+        """Register an adapter under its name and slot."""
+        # Written to `_modules` directly: an adapter's name must not clash with an attribute, nor cost a scan.
+        if name not in self._modules:
+            self._modules[name] = nn.Module()
+        child = self._modules[name]
+        assert child is not None
+        child._modules[slot] = adapter
+
+    def take(self, name: str) -> nn.Module | None:
+        """Remove and return the child that holds the adapters called `name`, if there is one."""
+        return self._modules.pop(name, None)
 
     def value(self, parameter: str, base: torch.Tensor) -> torch.Tensor:
         """Return what the host computes with for `parameter`."""
         chain = self.overrides.get(parameter)
         if not chain:
             return base
-        self._count(adapter for adapter, _ in chain)
-        return fold_chain(parameter, self.pristine.get(parameter, base), chain).to(base.dtype)
+        if self.calls is not None:
+            self._count(adapter for adapter, _ in chain)
+        pristine = self.pristine.get(parameter, base) if self.pristine else base
+        folded = fold_chain(parameter, pristine, chain)
+        return folded if folded.dtype == base.dtype else folded.to(base.dtype)
 
     def apply_to(self, inputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """Return the host's output with every active activation adapter applied."""
         for group in self.activations:
-            self._count(group)
+            if self.calls is not None:
+                self._count(group)
             output = type(group[0]).activate(group, inputs, output)
         return output
 
-    def _count(self, adapters: Any) -> None:
-        if self.calls is not None:
-            for adapter in adapters:
-                self.calls[id(adapter)] = self.calls.get(id(adapter), 0) + 1
+    def _count(self, adapters: Iterable[Adapter]) -> None:
+        assert self.calls is not None
+        for adapter in adapters:
+            self.calls[id(adapter)] = self.calls.get(id(adapter), 0) + 1
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Base checkpoints stay loadable, strictly, while operated: a state dict without any adapter tensor of this
         # host misses none. One that holds some of them must hold them all.
-        self._optional_prefix = None if any(key.startswith(prefix) for key in state_dict) else prefix
+        self._optional_prefix: str | None = None if any(key.startswith(prefix) for key in state_dict) else prefix
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

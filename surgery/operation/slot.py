@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 from surgery.adapter import Adapter
 from surgery.architecture import Site
 from surgery.errors import DriftError
-from surgery.operation.bits import checksum
+from surgery.operation.bits import Expected, checksum
 from surgery.operation.fold import Link
 from surgery.operation.host import HostState
 from surgery.operation.originals import Original
@@ -68,7 +68,7 @@ class Slot:
         parameter: the `nn.Parameter` that held it when the operation began.
         is_cut: whether the slot cuts one name off a tied tensor, so that a merge must not write to the others.
         members: adapters that act on it.
-        expected: checksum of what should be live now.
+        expected: checksum of what should be live now; large tensors are still being summed when an operation begins.
         original: how to get the pristine tensor back while a merge is live; None while it is live itself.
     """
 
@@ -76,8 +76,8 @@ class Slot:
     owners: tuple[Owner, ...]
     parameter: nn.Parameter
     is_cut: bool
-    expected: int
     members: list[Member] = field(default_factory=list)
+    expected: Expected | None = None
     original: Original | None = None
 
     @property
@@ -89,10 +89,9 @@ class Slot:
             raise DriftError(f"{owner.name} is gone", hint="someone deleted it while the model was operated")
         return parameter
 
-    def chain(self, names: Iterable[str], folds_only: bool = False) -> tuple[Link, ...]:
-        """Return the links of the adapters called `names`, in canonical order."""
-        wanted = set(names)
-        chosen = [m for m in self.members if m.adapter_name in wanted and (m.folds or not folds_only)]
+    def chain(self, names: Collection[str], folding: Collection[str] = ()) -> tuple[Link, ...]:
+        """Return the links of the adapters `names`, and of those of `folding` that fold, in canonical order."""
+        chosen = [m for m in self.members if m.adapter_name in names or (m.folds and m.adapter_name in folding)]
         return tuple((member.adapter, member.site) for member in sorted(chosen, key=lambda member: member.order))
 
     def check(self) -> None:
@@ -103,7 +102,7 @@ class Slot:
         for owner in self.owners[1:]:
             if owner.module._parameters.get(owner.parameter) is not live:
                 raise DriftError(f"{owner.name} is no longer tied to {self.name}", hint=_RESTORE)
-        if checksum(live) != self.expected:
+        if self.expected is not None and checksum(live) != self.expected.result():
             raise DriftError(f"the bits (or dtype, or shape) of {self.name} have changed", hint=_RESTORE)
 
     def pristine(self) -> torch.Tensor:
