@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgery.cli.call import shell
-from surgery.errors import SpecError
+from surgery.errors import Problem, SpecError, SurgeryError
 from surgery.spec import Document, Spec, load_document, validate_document
 
 if TYPE_CHECKING:
     from surgery.registry import Registry
     from surgery.study import StudySpec
 
-__all__ = ["read", "read_spec", "read_study"]
+__all__ = ["placing", "read", "read_spec", "read_study"]
+
+_PLACE = re.compile(r"([a-z_]+)((?:\[\d+\]|\.[a-z_]+)*)(?=$|[ (])")
+_STEP = re.compile(r"\[(\d+)\]|\.([a-z_]+)")
 
 
 def read(path: Path, registry: Registry) -> Spec | StudySpec:
@@ -41,6 +47,27 @@ def read_study(path: Path, registry: Registry) -> StudySpec:
     if not _is_study(document) and isinstance(document.data, Mapping) and "rules" in document.data:
         raise SpecError("this is a spec, not a study", str(path), f"surgery train {shell(path)} --out DIR")
     return _study(document, registry)
+
+
+@contextmanager
+def placing(path: Path) -> Iterator[None]:
+    """Add `file:line:col` to errors that lower layers, which know no file, place at `rules[1]` or `data.columns`."""
+    try:
+        yield
+    except SpecError:
+        raise  # of the file itself, which knows its places
+    except SurgeryError as error:
+        document = load_document(path, defer=True)
+        raise type(error).of([_placed(problem, document) for problem in error.problems]) from error
+
+
+def _placed(problem: Problem, document: Document) -> Problem:
+    match = _PLACE.match(problem.where)
+    if match is None or not isinstance(document.data, Mapping) or match[1] not in document.data:
+        return problem
+    steps = [int(index) if index else key for index, key in _STEP.findall(match[2])]
+    line, column = document.locate((match[1], *steps), key=isinstance(steps[-1] if steps else "", str))
+    return replace(problem, where=f"{document.name}:{line}:{column}  {problem.where}")
 
 
 def _is_study(document: Document) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from surgery.cli.call import Call
+from surgery.cli.call import Call, shell
 
 if TYPE_CHECKING:
     from surgery.architecture import Site
@@ -28,18 +28,19 @@ def inspect(
 
     No weights are read.
     """
+    from surgery.cli.models import known_model
     from surgery.planning import inventory, render_sites
     from surgery.planning.sites import sites_of
 
     registry = call.registry()
-    found = inventory(model, registry, auto_class=registry.task(task).auto_class if task else None)
+    auto_class = registry.task(task).auto_class if task else None
+    found = inventory(known_model(model, registry), registry, auto_class=auto_class)
     described = registry.architecture(found.model_type)
     sites = sites_of(found, described.value if described else None)
     provenance = f"{found.model_type} ({described.provenance})" if described else ""
     call.answer([_plain(site) for site in sites], render_sites(found, sites, provenance), _style)
-    role = next((site.role for site in sites if site.role.startswith("attention.")), "")
-    rule = f"role: {role.replace('.', chr(92) + '.')}" if role else "target: a regular expression on the path"
-    call.next_step(f"write a rule with {rule}, then surgery plan SPEC")
+    rule = r"role: attention\.(query|value)" if described else "target: and a regular expression on the path"
+    call.next_step(f"write a rule with {rule}, then surgery plan SPEC {shell(model)}")
 
 
 def _plain(site: Site) -> dict[str, Any]:

@@ -40,17 +40,20 @@ def plan(
 
     No weights are read and nothing is changed. With a task in the spec, the model gets that task's head.
     """
-    from surgery.cli.files import read_spec
+    from surgery.cli.files import placing, read_spec
+    from surgery.cli.models import known_model
     from surgery.planning import render_plan
 
     registry = call.registry()
     found = read_spec(spec, registry)
-    decided = _plan(found, _subject(found, spec, model), registry, from_headers)
+    subject = known_model(_subject(found, spec, model), registry)
+    with placing(spec):
+        decided = _plan(found, subject, registry, from_headers)
     call.answer(decided.to_dict(), render_plan(decided), _style)
     if decided.head_parameters and decided.origin == "config":
         call.note("the head is planned with the labels of the model's configuration; training sizes it by the data")
     if found.training is not None:
-        given = ("--model", model) if model else ()
+        given = [*(("--model", model) if model else ()), *(() if found.data else ("--data", "FILE"))]
         call.next_step(shell("surgery", "train", spec, "--out", f"runs/{found.name}", *given))
 
 

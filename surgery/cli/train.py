@@ -59,7 +59,7 @@ def train(
 
     The base is never changed: DIR/adapter holds what was learnt. Ctrl-C stops after the running step; --resume goes on.
     """
-    from surgery.cli.files import read_spec
+    from surgery.cli.files import placing, read_spec
     from surgery.cli.progress import progress
 
     override = parse_data(data) if data is not None else None
@@ -67,7 +67,7 @@ def train(
     found = _with_seed(read_spec(spec, registry), seed)
     from surgery.training import train as run  # the slow import comes after the spec is known to be valid
 
-    with progress(call) as tell:
+    with placing(spec), progress(call) as tell:
         result = run(
             found, out, registry=registry, data=override, model=model, resume=resume, progress=tell, keep=keep.value
         )

@@ -1,0 +1,204 @@
+"""Every way to fail: one shape, the documented exit code, nothing on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import LORA, TASK, Run
+
+from surgery import errors
+from surgery.cli import errors as cli_errors
+
+Golden = Callable[[str, str], None]
+Write = Callable[..., Path]
+SURGERY = str(Path(sys.executable).with_name("surgery"))
+
+
+def rule(text: str) -> str:
+    return f"- {{{text}}}"
+
+
+CASES = {
+    "unknown-adapter": (3, "- {role: .*, adapter: lorra, rank: 2}", "gpt2", ()),
+    "no-match": (4, r"- {role: attention\.qeury, adapter: lora, rank: 2}", "gpt2", ()),
+    "no-target": (4, r"- {target: transformer\.h\.0\.attn\.c_atn, adapter: lora, rank: 2}", "gpt2", ()),
+    "layer-out-of-range": (4, "- {role: .*, layers: [7], adapter: full}", "gpt2", ()),
+    "expect": (4, r"- {role: attention\.query, adapter: lora, rank: 2, expect: 12}", "gpt2", ()),
+    "tied": (4, r"- {role: embedding\.token, adapter: full}", "gpt2", ()),
+    "shadowed": (4, "- {role: .*, adapter: full}\n  - {role: .*, adapter: bias-only}", "gpt2", ()),
+    "oversized": (4, r"- {role: attention\.query, adapter: lora, rank: 99}", "gpt2", ()),
+    "unknown-model": (8, LORA, "gtp2", ()),
+    "no-headers": (8, LORA, "llama", ("--from-headers",)),
+    "unknown-plugin": (5, LORA, "gpt2", ("--no-plugin", "lroa")),
+    "blocked-plugin": (3, LORA, "gpt2", ("--no-plugin", "lora")),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_plan_errors(name: str, invoke: Run, spec: Write, models: Path, golden: Golden) -> None:
+    code, rules, model, options = CASES[name]
+    path = spec(rules)
+    result = invoke("plan", path, models / model, *options)
+    assert result.code == code
+    assert result.out == ""
+    golden(f"error-{name}", result.err)
+    told = invoke("plan", path, models / model, *options, "--json")
+    assert told.code == told.error["exit_code"] == code
+    assert told.out == ""
+    assert all(set(problem) == {"what", "where", "hint"} for problem in told.error["problems"])  # type: ignore[union-attr]
+
+
+def test_missing_spec(invoke: Run, spec: Write, tmp_path: Path, golden: Golden) -> None:
+    spec(LORA, name="bert-lora")
+    result = invoke("plan", tmp_path / "bert-lroa.yaml")
+    assert result.code == 3
+    golden("error-missing-spec", result.err)
+
+
+def test_no_model(invoke: Run, spec: Write, golden: Golden) -> None:
+    result = invoke("plan", spec(LORA))
+    assert result.code == 4
+    golden("error-no-model", result.err)
+
+
+def test_study_for_a_spec_and_back(invoke: Run, spec: Write, tmp_path: Path, golden: Golden) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text("version: 1\narms: {}\n", "utf-8")
+    first, second = invoke("plan", study), invoke("compare", spec(LORA), "--out", tmp_path / "out")
+    assert (first.code, second.code) == (3, 3)
+    golden("error-study", first.err + second.err)
+
+
+@pytest.mark.parametrize("arguments", [("chekc",), ("check",), ("plan", "x", "--form-headers"), ("train", "x.yaml")])
+def test_usage_errors(arguments: tuple[str, ...], invoke: Run) -> None:
+    result = invoke(*arguments)
+    assert result.code == 2
+    assert result.out == ""
+    assert "Usage: surgery" in result.err
+
+
+def test_exit_codes_are_documented() -> None:
+    table = dict(re.findall(r"^\| (\d+) \| `?(\w*)", cli_errors.__doc__ or "", flags=re.MULTILINE))
+    kinds = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
+    for kind in kinds:
+        code = str(kind.exit_code)  # type: ignore[attr-defined]
+        assert kind is errors.SurgeryError or table[code] == kind.__name__
+    assert {"0", "1", "2", "70", "130", "141"} <= set(table)
+
+
+def broken(error: BaseException) -> Callable[..., object]:
+    def plan(*_: object, **__: object) -> object:
+        raise error
+
+    return plan
+
+
+def test_a_bug_is_one_line(invoke: Run, spec: Write, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import surgery.planning
+
+    monkeypatch.setattr(surgery.planning, "plan", broken(RuntimeError("boom\nbang")))
+    result = invoke("plan", spec(LORA), models / "gpt2")
+    assert result.code == 70
+    assert result.err.splitlines()[0] == "error: unexpected RuntimeError: boom"
+    assert "report" in result.err
+    assert "Traceback" not in result.err
+    for shown in (
+        invoke("plan", spec(LORA), models / "gpt2", "--debug"),
+        invoke("--debug", "plan", spec(LORA), models),
+    ):
+        assert "Traceback" in shown.err
+    assert "Traceback" in invoke("plan", spec(LORA), models / "gpt2", SURGERY_DEBUG="1").err
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+def test_ctrl_c(is_told: bool, invoke: Run, spec: Write, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import surgery.planning
+
+    def stopped(*_: object, **__: object) -> object:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            if not is_told:
+                raise
+            raise errors.TrainingError("stopped by Ctrl-C", "runs/a", "go on with --resume") from None
+
+    monkeypatch.setattr(surgery.planning, "plan", stopped)
+    result = invoke("plan", spec(LORA), models / "gpt2")
+    assert result.code == 130
+    wanted = (
+        "error: runs/a: stopped by Ctrl-C\n  hint: go on with --resume\n" if is_told else "error: stopped by Ctrl-C\n"
+    )
+    assert result.err == wanted
+
+
+def test_a_reader_that_went_away_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([SURGERY, "schema"], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_stray_output_is_kept_off_stdout(
+    invoke: Run, spec: Write, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import surgery.planning
+
+    genuine = surgery.planning.plan
+
+    def noisy(*arguments: object, **options: object) -> object:
+        print("a library speaks")
+        return genuine(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(surgery.planning, "plan", noisy)
+    result = invoke("plan", spec(LORA), models / "gpt2", "--json")
+    assert json.loads(result.out)["spec"]["name"] == "tiny"
+    assert result.err == "a library speaks\n"
+
+
+def on_a_terminal(*arguments: object, **environment: str) -> str:
+    """Return what the script writes on a terminal of 40 columns."""
+    main, terminal = pty.openpty()
+    keep = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "40", **environment}
+    with subprocess.Popen([SURGERY, *map(str, arguments)], stdout=terminal, stderr=terminal, env=keep) as process:
+        os.close(terminal)
+        chunks = []
+        while True:
+            try:
+                chunk = os.read(main, 4096)
+            except OSError:  # Linux's way to say that the other end is closed
+                break
+            if not chunk:
+                break
+            chunks.append(chunk)
+        process.wait()
+    os.close(main)
+    return b"".join(chunks).decode().replace("\r\n", "\n")
+
+
+def test_colour_on_a_terminal_only(spec: Write) -> None:
+    path = spec("- {role: .*, adapter: lora, rank: -3}", name="a-name-that-is-longer-than-the-terminal-is-wide")
+    coloured = on_a_terminal("check", path)
+    plain = on_a_terminal("check", path, NO_COLOR="1")
+    assert "\x1b[" in coloured
+    assert "\x1b" not in plain
+    assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == plain
+    assert re.search(rf"^error: {re.escape(str(path))}:\d+:\d+  rules\[0\]\.rank: ", plain, flags=re.MULTILINE)
+
+
+def test_what_a_terminal_would_obey_is_shown_instead(invoke: Run, tmp_path: Path) -> None:
+    result = invoke("check", tmp_path / "red\x1b[31m.yaml")
+    assert "\x1b" not in result.err
+    assert r"red\x1b[31m.yaml" in result.err
+
+
+def test_task_without_a_head_rule_plans(invoke: Run, spec: Write, models: Path) -> None:
+    assert invoke("plan", spec(LORA, TASK), models / "gpt2").code == 0

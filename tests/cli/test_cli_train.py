@@ -1,0 +1,184 @@
+"""`surgery train` and the files it is given, on a BERT of two layers."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Run
+
+from surgery.cli.train import parse_data
+from surgery.errors import DataError
+
+WORDS = [
+    "the",
+    "a",
+    "good",
+    "bad",
+    "fine",
+    "poor",
+    "film",
+    "book",
+    "plot",
+    "scene",
+    "was",
+    "is",
+    "very",
+    "not",
+    "really",
+    "great",
+    "awful",
+    "slow",
+    "bright",
+    "dull",
+]
+SPEC = """\
+version: 1
+name: tiny
+model: {model}
+task: {{kind: text-classification, max_length: 16}}
+rules:
+  - {{role: 'attention\\.(query|value)', adapter: lora, rank: 2}}
+  - {{role: 'head\\.(transform|classifier)', adapter: full}}
+training: {{steps: 4, batch_size: 4, learning_rate: 1e-3}}
+"""
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("train") / "bert"
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=256,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def spec(bert: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(SPEC.format(model=bert), "utf-8")
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split, size in (("train", 24), ("validation", 8)):
+        rows = [
+            f"the film {index} was {('bad', 'good')[index % 2]},{('neg', 'pos')[index % 2]}" for index in range(size)
+        ]
+        (folder / f"{split}.csv").write_text("text,label\n" + "\n".join(rows) + "\n", "utf-8")
+    return folder
+
+
+def test_train_then_again_then_resume(invoke: Run, spec: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = invoke("train", spec, "--out", out, "--data", data)
+    assert (result.code, result.out.splitlines()[0].split(":")[0]) == (0, "trained tiny")
+    assert "surgery.load_adapter" in result.err
+    assert "[4/4] tiny" in result.err
+    assert (out / "adapter").is_dir()
+    again = invoke("train", spec, "--out", out, "--data", data)
+    assert again.code == 10
+    assert "finished run" in again.err
+    resumed = invoke("train", spec, "--out", out, "--data", data, "--resume", "--json")
+    found = json.loads(resumed.out)
+    assert (found["was_done"], found["folder"], resumed.err) == (True, str(out), "")
+    assert set(found["metrics"]) == {"validation"}
+
+
+def test_the_options_arrive(invoke: Run, spec: Path, data: Path, tmp_path: Path, bert: Path) -> None:
+    spec.write_text(spec.read_text("utf-8").replace(str(bert), "no-such-model"), "utf-8")
+    files = f"train={data / 'train.csv'},validation={data / 'validation.csv'}"
+    options = ["--model", bert, "--seed", 7, "--keep", "none", "--quiet"]
+    result = invoke("train", spec, "-o", tmp_path / "run", "--data", files, *options)
+    assert (result.code, result.err) == (0, "")
+    run = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))
+    assert json.loads(run["identity"]["spec"])["seed"] == 7
+
+
+def test_bad_data_is_told_with_its_place(invoke: Run, spec: Path, data: Path, tmp_path: Path) -> None:
+    path = data / "train.csv"
+    path.write_text(path.read_text("utf-8").replace("text,label", "txt,label"), "utf-8")
+    result = invoke("train", spec, "--out", tmp_path / "run", "--data", data)
+    assert result.code == 9
+    assert f"error: {path}" in result.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_error_knows_its_line(invoke: Run, spec: Path, data: Path, tmp_path: Path) -> None:
+    text = spec.read_text("utf-8").replace("rank: 2", "rank: 2, expect: 5")
+    spec.write_text(text, "utf-8")
+    result = invoke("train", spec, "--out", tmp_path / "run", "--data", data)
+    assert result.code == 4
+    assert f"error: {spec}:6:" in result.err
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("train.csv", "train.csv"),
+        ("train=a.csv", {"train": "a.csv"}),
+        ("train=a.csv, validation=b=c.csv,test=d", {"train": "a.csv", "validation": "b=c.csv", "test": "d"}),
+    ],
+)
+def test_data_argument(text: str, wanted: Any) -> None:
+    assert parse_data(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["trian=a.csv", "train=", "train=a,train=b", "train=a,b"])
+def test_bad_data_argument(text: str, invoke: Run, spec: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        parse_data(text)
+    assert invoke("train", spec, "--out", tmp_path / "run", "--data", text).code == 9
+
+
+def test_a_path_with_an_equals_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("lr=1.csv").write_text("text,label\n", "utf-8")
+    assert parse_data("lr=1.csv") == "lr=1.csv"
+
+
+REAL = {"sentiment-sst2": "sst2", "chinese-sentiment": "chnsenticorp"}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_specs_on_real_data(
+    name: str, invoke: Run, tmp_path: Path, bert: Path, only_some: Callable[[str], str]
+) -> None:
+    """The spec as shipped, shortened to a few steps of a tiny model."""
+    folder = os.environ.get("SURGERY_TEST_DATA")
+    if not folder:
+        pytest.skip("set SURGERY_TEST_DATA to the folder that holds sst2/ and chnsenticorp/")
+    data = Path(folder) / REAL[name]
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(only_some((ROOT / "specs" / f"{name}.yaml").read_text("utf-8")), "utf-8")
+    files = f"train={data / 'train.jsonl'},validation={data / 'dev.jsonl'}"
+    result = invoke("train", path, "--out", tmp_path / "run", "--data", files, "--model", bert, "--json")
+    assert result.code == 0, result.err
+    assert 0 < json.loads(result.out)["metrics"]["validation"]["accuracy"] < 1
+
+
+@pytest.fixture
+def only_some() -> Callable[[str], str]:
+    def shorten(text: str) -> str:
+        text = text.replace("epochs: 3", "steps: 3").replace("expect: 24", "expect: 4")
+        return text.replace("data:\n", "data:\n  limit: {train: 64, validation: 32}\n")
+
+    return shorten

@@ -1,0 +1,153 @@
+"""Each verb's answer, for people and for machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import LORA, TASK, Run
+
+Golden = Callable[[str, str], None]
+Write = Callable[..., Path]
+
+FEW = {"SURGERY_DISABLE_PLUGIN_AUTOLOAD": "1"}
+HEAD = r"- {role: head\.(transform|classifier), adapter: full}"
+STUDY = """\
+version: 1
+name: two-arms
+model: bert-base-uncased
+task: {kind: text-classification}
+data: {train: train.csv, validation: validation.csv, test: test.csv}
+training: {steps: 10}
+seeds: [1, 2]
+reference: full
+margin: 0.01
+arms:
+  full: {rules: [{role: .*, adapter: full}], learning_rate: 2e-5}
+  lora: {rules: [{role: 'attention\\.query', adapter: lora, rank: 2}], learning_rate: 1e-3}
+"""
+
+
+def test_check(invoke: Run, spec: Write, tmp_path: Path, golden: Golden) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text(STUDY, "utf-8")
+    result = invoke("check", spec(LORA), study)
+    assert result.code == 0
+    golden("check", result.out + result.err)
+
+
+def test_check_json(invoke: Run, spec: Write) -> None:
+    path = spec(LORA)
+    result = invoke("check", path, "--json")
+    assert result.err == ""
+    wanted = {"file": str(path), "kind": "spec", "name": "tiny", "problems": [], "rules": 1, "valid": True}
+    assert json.loads(result.out) == [wanted]
+
+
+def test_check_tells_all_mistakes_of_all_files(invoke: Run, spec: Write, golden: Golden) -> None:
+    bad = spec("- {role: '(', adapter: lora, rank: -3}", name="bad")
+    worse = spec("- {role: .*, adapter: lorra}\n  - {role: .*, adapter: lora, rnak: 2}", name="worse")
+    result = invoke("check", bad, spec(LORA), worse)
+    assert result.code == 3
+    golden("check-bad", result.out + result.err)
+    told = invoke("check", bad, spec(LORA), worse, "--json")
+    assert [item["valid"] for item in json.loads(told.out)] == [False, True, False]
+    assert told.error["exit_code"] == 3
+
+
+def test_schema_is_stable(invoke: Run) -> None:
+    result = invoke("schema")
+    assert result.code == 0
+    assert result == invoke("--json", "schema")
+    assert {"rank", "alpha"} <= set(json.loads(result.out)["$defs"]["Rule.lora"]["properties"])
+    assert "rank" not in json.loads(invoke("schema", "--no-plugin", "lora").out)["$defs"]
+
+
+def test_schema_of_a_study(invoke: Run) -> None:
+    found = json.loads(invoke("schema", "--study").out)
+    assert "arms" in found["properties"]
+    assert "Rule.lora" in found["$defs"]
+
+
+def test_plugins(invoke: Run, golden: Golden) -> None:
+    chosen = [part for name in ("bert", "bias", "full", "lora") for part in ("--plugin", name)]
+    result = invoke("plugins", *chosen, **FEW)
+    assert result.code == 0
+    golden("plugins", result.out + result.err)
+
+
+def test_plugins_json(invoke: Run) -> None:
+    rows = json.loads(invoke("--plugin", "lora", "plugins", "--json", **FEW).out)
+    assert [(row["name"], row["kind"], row["plugin"], row["distribution"]) for row in rows] == [
+        ("lora", "adapter", "lora", "model-surgery")
+    ]
+
+
+def test_no_plugin_blocks(invoke: Run) -> None:
+    names = {row["name"] for row in json.loads(invoke("plugins", "--json").out)}
+    left = {row["name"] for row in json.loads(invoke("--no-plugin", "lora", "plugins", "--json").out)}
+    assert names - left == {"lora"}
+
+
+@pytest.mark.parametrize("model", ["gpt2", "bert/model.safetensors", "llama/config.json"])
+def test_inspect(model: str, invoke: Run, models: Path, golden: Golden) -> None:
+    result = invoke("inspect", models / model)
+    assert result.code == 0
+    golden(f"inspect-{model.partition('/')[0]}", result.out + result.err)
+
+
+def test_inspect_json(invoke: Run, models: Path) -> None:
+    result = invoke("inspect", models / "gpt2", "--json")
+    assert result.err == ""
+    found = json.loads(result.out)
+    key = next(site for site in found if site["role"] == "attention.key" and site["parameter"] == "weight")
+    assert key["path"] == "transformer.h.0.attn.c_attn"
+    assert key["shape"] == [16, 16]
+    assert key["slice"] == {"axis": 1, "dim": 0, "length": 1, "start": 1, "view": [3, 16]}
+
+
+def test_inspect_with_the_head_of_a_task(invoke: Run, models: Path) -> None:
+    found = json.loads(invoke("inspect", models / "llama", "--task", "text-classification", "--json").out)
+    assert [site["path"] for site in found if site["role"] == "head.classifier"] == ["score"]
+
+
+def test_plan(invoke: Run, spec: Write, models: Path, golden: Golden) -> None:
+    result = invoke("plan", spec(rf"{LORA}{chr(10)}  {HEAD}", TASK), models / "bert")
+    assert result.code == 0
+    assert "trainable  562 = 256 adapter + 306 head" in result.out
+    golden("plan-task", result.out + result.err)
+
+
+def test_plan_from_headers(invoke: Run, spec: Write, models: Path, golden: Golden) -> None:
+    rules = (
+        r"- {role: attention\.(query|value), adapter: lora, rank: 2, expect: 4}"
+        + "\n  - {role: .*, adapter: bias-only}"
+    )
+    result = invoke("plan", spec(rules, TASK), models / "gpt2", "--from-headers")
+    assert result.code == 0
+    golden("plan-headers", result.out + result.err)
+
+
+def test_plan_uses_the_specs_own_model(invoke: Run, spec: Write, models: Path) -> None:
+    result = invoke("plan", spec(LORA, f"model: {models / 'gpt2'}\n"), "--json")
+    assert result.err == ""
+    trainable = json.loads(result.out)["trainable"]
+    assert trainable == {"adapter": 256, "head": 0, "share_of_model": 256 / 8128, "total": 256}
+
+
+def test_plan_json_is_the_plan(invoke: Run, spec: Write, models: Path) -> None:
+    import surgery
+
+    path = spec(LORA)
+    decided = surgery.plan(surgery.load_spec(path), models / "gpt2")
+    assert json.loads(invoke("plan", path, models / "gpt2", "--json").out) == json.loads(decided.to_json())
+
+
+def test_quiet_leaves_the_answer(invoke: Run, spec: Write, models: Path) -> None:
+    path = spec(LORA)
+    loud, quiet = invoke("plan", path, models / "gpt2"), invoke("plan", path, models / "gpt2", "-q")
+    assert quiet.out == loud.out
+    assert quiet.err == ""
+    assert invoke("--quiet", "check", path).err == ""
