@@ -86,6 +86,8 @@ def _of_reference(ref: str, registry: Registry, auto_class: str | None) -> Inven
 
 
 def _has_weights(path: Path) -> bool:
+    if path.suffix == ".json":
+        return False
     return path.suffix == ".safetensors" or any(path.glob("*.safetensors")) or not (path / "config.json").is_file()
 
 
