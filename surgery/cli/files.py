@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["placing", "read", "read_spec", "read_study"]
 
-_PLACE = re.compile(r"([a-z_]+)((?:\[\d+\]|\.[a-z_]+)*)(?=$|[ (])")
+_PLACE = re.compile(r"([a-z_]+)((?:\[\d+\]|\.[a-z_]+)*)(?: \(.*\)((?:\.[a-z_]+)*))?", flags=re.DOTALL)
 _STEP = re.compile(r"\[(\d+)\]|\.([a-z_]+)")
 
 
@@ -62,10 +62,10 @@ def placing(path: Path) -> Iterator[None]:
 
 
 def _placed(problem: Problem, document: Document) -> Problem:
-    match = _PLACE.match(problem.where)
+    match = _PLACE.fullmatch(problem.where)
     if match is None or not isinstance(document.data, Mapping) or match[1] not in document.data:
         return problem
-    steps = [int(index) if index else key for index, key in _STEP.findall(match[2])]
+    steps = [int(index) if index else key for index, key in _STEP.findall(match[2] + (match[3] or ""))]
     line, column = document.locate((match[1], *steps), key=isinstance(steps[-1] if steps else "", str))
     return replace(problem, where=f"{document.name}:{line}:{column}  {problem.where}")
 

@@ -2,42 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import pytest
+from cli_support import GOLDEN, ROOT, SCRIPT, Result, Run
 
-ROOT = Path(__file__).parents[2]
-GOLDEN = Path(__file__).parent / "golden"
 CLEARED = ("SURGERY_DEBUG", "SURGERY_DISABLE_PLUGIN_AUTOLOAD", "NO_COLOR", "FORCE_COLOR", "RANK")
-
-
-@dataclass(frozen=True)
-class Result:
-    """How one call ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> dict[str, object]:
-        """The error that `--json` put on stderr."""
-        found: dict[str, object] = json.loads(self.err)["error"]
-        return found
-
-
-class Run(Protocol):
-    """One call of the command line."""
-
-    def __call__(self, *arguments: object, **environment: str) -> Result: ...
 
 
 @pytest.fixture(autouse=True)
@@ -52,10 +26,9 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def script() -> Run:
     """The installed console script, in a process of its own."""
-    executable = Path(sys.executable).with_name("surgery")
 
     def run(*arguments: object, **environment: str) -> Result:
-        command = [str(executable), *map(str, arguments)]
+        command = [str(SCRIPT), *map(str, arguments)]
         done = subprocess.run(
             command, env={**os.environ, **environment}, capture_output=True, text=True, cwd=ROOT, check=False
         )
@@ -133,7 +106,3 @@ def spec(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
-
-
-LORA = r"- {role: attention\.(query|value), adapter: lora, rank: 2}"
-TASK = "task: {kind: text-classification}\n"

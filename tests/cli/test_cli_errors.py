@@ -7,19 +7,17 @@ import os
 import pty
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import LORA, TASK, Run
+from cli_support import LORA, SCRIPT, TASK, Run
 
 from surgery import errors
 from surgery.cli import errors as cli_errors
 
 Golden = Callable[[str, str], None]
 Write = Callable[..., Path]
-SURGERY = str(Path(sys.executable).with_name("surgery"))
 
 
 def rule(text: str) -> str:
@@ -142,7 +140,7 @@ def test_ctrl_c(is_told: bool, invoke: Run, spec: Write, models: Path, monkeypat
 def test_a_reader_that_went_away_is_no_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run([SURGERY, "schema"], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run([str(SCRIPT), "schema"], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
 
@@ -168,7 +166,7 @@ def on_a_terminal(*arguments: object, **environment: str) -> str:
     """Return what the script writes on a terminal of 40 columns."""
     main, terminal = pty.openpty()
     keep = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "40", **environment}
-    with subprocess.Popen([SURGERY, *map(str, arguments)], stdout=terminal, stderr=terminal, env=keep) as process:
+    with subprocess.Popen([str(SCRIPT), *map(str, arguments)], stdout=terminal, stderr=terminal, env=keep) as process:
         os.close(terminal)
         chunks = []
         while True:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from cli_support import ROOT
 
 LAYERS, WIDTH, HIDDEN, KEYS, WORDS = 80, 8192, 28_672, 1024, 128_256
 PARAMETERS = 70_553_706_496

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 import pytest
-from conftest import ROOT, Run
+from cli_support import ROOT, Run
 
 import surgery
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Run
+from cli_support import ROOT, Run
 from jsonschema import Draft202012Validator
 
 import surgery

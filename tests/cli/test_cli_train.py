@@ -9,33 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Run
+from cli_support import ROOT, Run
 
 from surgery.cli.train import parse_data
 from surgery.errors import DataError
 
-WORDS = [
-    "the",
-    "a",
-    "good",
-    "bad",
-    "fine",
-    "poor",
-    "film",
-    "book",
-    "plot",
-    "scene",
-    "was",
-    "is",
-    "very",
-    "not",
-    "really",
-    "great",
-    "awful",
-    "slow",
-    "bright",
-    "dull",
-]
+WORDS = "the a good bad fine poor film book plot scene was is very not really great awful slow bright dull"
 SPEC = """\
 version: 1
 name: tiny
@@ -61,7 +40,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_position_embeddings=256,
     )  # fmt: skip
     BertModel(config).save_pretrained(folder)
-    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
+    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", *WORDS.split()])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import LORA, TASK, Run
+from cli_support import LORA, TASK, Run
 
 Golden = Callable[[str, str], None]
 Write = Callable[..., Path]
