@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["placing", "read", "read_spec", "read_study"]
 
-_PLACE = re.compile(r"([a-z_]+)((?:\[\d+\]|\.[a-z_]+)*)(?: \(.*\)((?:\.[a-z_]+)*))?", flags=re.DOTALL)
+_PLACE = re.compile(r"([a-z_]+)((?:\[\d+\]|\.[a-z_]+)+)(?: \(.*\)((?:\.[a-z_]+)*))?", flags=re.DOTALL)
 _STEP = re.compile(r"\[(\d+)\]|\.([a-z_]+)")
 
 
@@ -63,11 +63,20 @@ def placing(path: Path) -> Iterator[None]:
 
 def _placed(problem: Problem, document: Document) -> Problem:
     match = _PLACE.fullmatch(problem.where)
-    if match is None or not isinstance(document.data, Mapping) or match[1] not in document.data:
+    if match is None or not isinstance(document.data, Mapping):
         return problem
     steps = [int(index) if index else key for index, key in _STEP.findall(match[2] + (match[3] or ""))]
-    line, column = document.locate((match[1], *steps), key=isinstance(steps[-1] if steps else "", str))
+    # A file or folder may be called data.csv: the first step must be there.
+    if not _holds(document.data.get(match[1]), steps[0]):
+        return problem
+    line, column = document.locate((match[1], *steps), key=isinstance(steps[-1], str))
     return replace(problem, where=f"{document.name}:{line}:{column}  {problem.where}")
+
+
+def _holds(value: object, step: int | str) -> bool:
+    if isinstance(step, int):
+        return isinstance(value, list) and step < len(value)
+    return isinstance(value, Mapping) and step in value
 
 
 def _is_study(document: Document) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from cli_support import GOLDEN, ROOT, SCRIPT, Result, Run
 
+WORDS = "the a good bad fine poor film book plot scene was is very not really great awful slow bright dull"
 CLEARED = ("SURGERY_DEBUG", "SURGERY_DISABLE_PLUGIN_AUTOLOAD", "NO_COLOR", "FORCE_COLOR", "RANK")
 
 
@@ -106,3 +107,37 @@ def spec(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def trainable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT without a head, with a tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("train") / "bert"
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=256,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", *WORDS.split()])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder with one CSV file for each split."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split, size in (("train", 24), ("validation", 8), ("test", 8)):
+        rows = [
+            f"the film {index} was {('bad', 'good')[index % 2]},{('neg', 'pos')[index % 2]}" for index in range(size)
+        ]
+        (folder / f"{split}.csv").write_text("text,label\n" + "\n".join(rows) + "\n", "utf-8")
+    return folder

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_support import ROOT, Run
+from cli_support import ROOT, SCRIPT, Run
 
 from surgery.cli.train import parse_data
 from surgery.errors import DataError
 
-WORDS = "the a good bad fine poor film book plot scene was is very not really great awful slow bright dull"
 SPEC = """\
 version: 1
 name: tiny
@@ -27,43 +28,11 @@ training: {{steps: 4, batch_size: 4, learning_rate: 1e-3}}
 """
 
 
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("train") / "bert"
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=256,
-    )  # fmt: skip
-    BertModel(config).save_pretrained(folder)
-    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", *WORDS.split()])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def spec(bert: Path, tmp_path: Path) -> Path:
+def spec(trainable: Path, tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
-    path.write_text(SPEC.format(model=bert), "utf-8")
+    path.write_text(SPEC.format(model=trainable), "utf-8")
     return path
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for split, size in (("train", 24), ("validation", 8)):
-        rows = [
-            f"the film {index} was {('bad', 'good')[index % 2]},{('neg', 'pos')[index % 2]}" for index in range(size)
-        ]
-        (folder / f"{split}.csv").write_text("text,label\n" + "\n".join(rows) + "\n", "utf-8")
-    return folder
 
 
 def test_train_then_again_then_resume(invoke: Run, spec: Path, data: Path, tmp_path: Path) -> None:
@@ -79,13 +48,13 @@ def test_train_then_again_then_resume(invoke: Run, spec: Path, data: Path, tmp_p
     resumed = invoke("train", spec, "--out", out, "--data", data, "--resume", "--json")
     found = json.loads(resumed.out)
     assert (found["was_done"], found["folder"], resumed.err) == (True, str(out), "")
-    assert set(found["metrics"]) == {"validation"}
+    assert set(found["metrics"]) == {"validation", "test"}
 
 
-def test_the_options_arrive(invoke: Run, spec: Path, data: Path, tmp_path: Path, bert: Path) -> None:
-    spec.write_text(spec.read_text("utf-8").replace(str(bert), "no-such-model"), "utf-8")
+def test_the_options_arrive(invoke: Run, spec: Path, data: Path, tmp_path: Path, trainable: Path) -> None:
+    spec.write_text(spec.read_text("utf-8").replace(str(trainable), "no-such-model"), "utf-8")
     files = f"train={data / 'train.csv'},validation={data / 'validation.csv'}"
-    options = ["--model", bert, "--seed", 7, "--keep", "none", "--quiet"]
+    options = ["--model", trainable, "--seed", 7, "--keep", "none", "--quiet"]
     result = invoke("train", spec, "-o", tmp_path / "run", "--data", files, *options)
     assert (result.code, result.err) == (0, "")
     run = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))
@@ -107,6 +76,29 @@ def test_a_plan_error_knows_its_line(invoke: Run, spec: Path, data: Path, tmp_pa
     result = invoke("train", spec, "--out", tmp_path / "run", "--data", data)
     assert result.code == 4
     assert f"error: {spec}:6:" in result.err
+
+
+def test_ctrl_c_and_resume(invoke: Run, spec: Path, data: Path, tmp_path: Path) -> None:
+    text = spec.read_text("utf-8")
+    spec.write_text(text.replace("steps: 4,", "steps: 9999, save_every: 1,"), "utf-8")
+    out = tmp_path / "run"
+    command = [str(SCRIPT), "train", str(spec), "--out", str(out), "--data", str(data)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        first = next(line for line in process.stderr if line.startswith("["))
+        process.send_signal(signal.SIGINT)
+        told = process.communicate()
+    assert first.rstrip().endswith("/9999] tiny")
+    assert process.returncode == 130
+    assert told[0] == ""
+    error, hint = [line for line in told[1].splitlines() if not line.startswith("[")]
+    assert error == f"error: {out}: stopped by Ctrl-C"
+    assert hint == f"  hint: go on with:  surgery train {out}/spec.yaml --out {out} --resume --data {data}"
+    assert (out / "run.json").is_file()
+    spec.write_text(text, "utf-8")
+    result = invoke("train", spec, "--out", out, "--data", data, "--resume")
+    assert result.code == 10
+    assert "another spec" in result.err
 
 
 @pytest.mark.parametrize(
@@ -139,7 +131,7 @@ REAL = {"sentiment-sst2": "sst2", "chinese-sentiment": "chnsenticorp"}
 
 @pytest.mark.parametrize("name", REAL)
 def test_specs_on_real_data(
-    name: str, invoke: Run, tmp_path: Path, bert: Path, only_some: Callable[[str], str]
+    name: str, invoke: Run, tmp_path: Path, trainable: Path, only_some: Callable[[str], str]
 ) -> None:
     """The spec as shipped, shortened to a few steps of a tiny model."""
     folder = os.environ.get("SURGERY_TEST_DATA")
@@ -149,7 +141,7 @@ def test_specs_on_real_data(
     path = tmp_path / f"{name}.yaml"
     path.write_text(only_some((ROOT / "specs" / f"{name}.yaml").read_text("utf-8")), "utf-8")
     files = f"train={data / 'train.jsonl'},validation={data / 'dev.jsonl'}"
-    result = invoke("train", path, "--out", tmp_path / "run", "--data", files, "--model", bert, "--json")
+    result = invoke("train", path, "--out", tmp_path / "run", "--data", files, "--model", trainable, "--json")
     assert result.code == 0, result.err
     assert 0 < json.loads(result.out)["metrics"]["validation"]["accuracy"] < 1
 

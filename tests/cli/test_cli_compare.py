@@ -1,0 +1,75 @@
+"""`surgery compare` and `surgery report`, on two arms and one seed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cli_support import Run
+
+from surgery.errors import SurgeryError
+
+STUDY = """\
+version: 1
+name: two-arms
+model: {model}
+task: {{kind: text-classification, max_length: 16}}
+data: {{train: {data}/train.csv, validation: {data}/validation.csv, test: {data}/test.csv}}
+training: {{steps: 2, batch_size: 4}}
+seeds: [1]
+reference: full
+margin: 0.01
+head: [{{role: 'head\\.(transform|classifier)', adapter: full}}]
+head_learning_rate: 1e-3
+arms:
+  full: {{rules: [{{role: .*, adapter: full}}], learning_rate: 1e-4}}
+  lora: {{rules: [{{role: 'attention\\.query', adapter: lora, rank: 2}}], learning_rate: 1e-3}}
+"""
+
+
+@pytest.fixture
+def study(trainable: Path, data: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY.format(model=trainable, data=data), "utf-8")
+    return path
+
+
+def test_compare_then_report(invoke: Run, study: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    result = invoke("compare", study, "--out", out, "--workers", 1)
+    assert result.code == 0, result.err
+    assert "lora against full" in result.out
+    assert "[3/3]" in result.err
+    page = out / "report.html"
+    first = page.read_bytes()
+    page.unlink()
+    again = invoke("report", out, "--json")
+    assert json.loads(again.out) == {"report": str(page)}
+    assert (again.err, page.read_bytes()) == ("", first)
+    told = json.loads(invoke("compare", study, "--out", out, "--json").out)
+    assert (told["study"], told["folder"], told["report"]) == ("two-arms", str(out), str(page))
+
+
+def test_report_of_nothing(invoke: Run, tmp_path: Path) -> None:
+    result = invoke("report", tmp_path)
+    assert result.code == 6
+    assert "no finished study" in result.err
+
+
+def test_ctrl_c_says_how_to_go_on(invoke: Run, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import surgery.study
+
+    def stopped(*_: object, **__: object) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(surgery.study, "compare", stopped, raising=False)
+    result = invoke("compare", study, "--out", tmp_path / "results")
+    assert result.code == 130
+    assert "the same command goes on" in result.err
+    monkeypatch.setattr(surgery.study, "compare", failing, raising=False)
+    assert invoke("compare", study, "--out", tmp_path / "results").code == 1
+
+
+def failing(*_: object, **__: object) -> object:
+    raise SurgeryError("a cell failed")
