@@ -49,7 +49,7 @@ _SETTINGS: Any = {
 
 
 @contextmanager
-def canvas(width: float = 5.4, height: float = 3.5) -> Iterator[tuple[Figure, Axes]]:
+def canvas(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
     """Yield a figure of `width` x `height` inches and its axes; small, because it must be readable on a phone."""
     import matplotlib as mpl
     from matplotlib.figure import Figure

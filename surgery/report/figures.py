@@ -25,7 +25,6 @@ class Figure:
     title: str
     caption: str
     svg: str
-    wide: bool
 
 
 def figures(comparison: Comparison) -> tuple[Figure, ...]:
@@ -46,5 +45,5 @@ def figures(comparison: Comparison) -> tuple[Figure, ...]:
             with canvas(drawing.width, drawing.height) as (figure, axes):
                 drawing.draw(axes)
                 svg = svg_of(figure, drawing.name, f"{drawing.title}. {drawing.spoken}")
-            found.append(Figure(drawing.name, drawing.title, drawing.caption, svg, drawing.wide))
+            found.append(Figure(drawing.name, drawing.title, drawing.caption, svg))
     return tuple(found)

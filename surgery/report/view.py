@@ -34,10 +34,10 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One cell of the table: the number, a smaller second line, badges, and whether it is red."""
+    """One cell of the table: the number, smaller lines below it, badges, and whether it is red."""
 
     text: str
-    note: str = ""
+    notes: tuple[str, ...] = ()
     badges: tuple[str, ...] = ()
     bad: bool = False
 
@@ -84,6 +84,9 @@ class View:
     versions: tuple[tuple[str, str], ...]
     machines: tuple[str, ...]
 
+
+_PLUS_MINUS = "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"
+_LONG_GRID = 4
 
 _TITLES = {
     "arms": "One line per arm",
@@ -200,17 +203,23 @@ def _trainable(row: Row) -> Cell:
     if row.adapter is None:
         return Cell(numbers.MISSING)
     parts = f"{numbers.count(row.adapter)} + {numbers.count(row.head)} head" if row.head else numbers.count(row.adapter)
-    return Cell(parts, f"{numbers.percent(row.share)} of the base")
+    return Cell(parts, (f"{numbers.percent(row.share)} of the base",))
 
 
 def _rate(row: Row) -> Cell:
     if row.rate is None:
         return Cell(numbers.MISSING)
     if row.kind == "frozen":
-        return Cell(numbers.rate(row.rate), "head's own")
-    grid = f"of {', '.join(numbers.rate(rate) for rate in row.grid)}" if row.swept else ""
+        return Cell(numbers.rate(row.rate), ("head's own",))
+    grid = (_grid(row.grid),) if row.swept else ()
     badges = (() if row.swept else ("unswept",)) + (("edge of grid",) if row.edge else ())
     return Cell(numbers.rate(row.rate), grid, badges)
+
+
+def _grid(grid: tuple[float, ...]) -> str:
+    if len(grid) > _LONG_GRID:
+        return f"of {len(grid)}, {numbers.rate(grid[0])} to {numbers.rate(grid[-1])}"
+    return f"of {', '.join(numbers.rate(rate) for rate in grid)}"
 
 
 def _estimate(estimate: Estimate | None, scale: float, digits: int) -> Cell:
@@ -220,7 +229,7 @@ def _estimate(estimate: Estimate | None, scale: float, digits: int) -> Cell:
     if estimate.interval is None:
         return Cell(text)
     half = (estimate.interval.high - estimate.interval.low) / 2 * scale
-    return Cell(f"{text} ± {half:.{digits}f}", f"sd {(estimate.deviation or 0) * scale:.{digits}f}")
+    return Cell(f"{text}{_PLUS_MINUS}{half:.{digits}f}", (f"sd {(estimate.deviation or 0) * scale:.{digits}f}",))
 
 
 def _difference(row: Row, unit: Unit) -> Cell:
@@ -228,50 +237,50 @@ def _difference(row: Row, unit: Unit) -> Cell:
         return Cell("reference")
     if row.pair is None or row.interval is None:
         return Cell(numbers.MISSING)
-    detectable = f"finds {unit.value(row.detectable)} or more" if row.detectable is not None else ""
-    return Cell(unit.signed(row.pair.difference), f"{unit.interval(row.interval)} {detectable}".strip())
+    detectable = () if row.detectable is None else (f"detects {unit.value(row.detectable)}",)
+    return Cell(unit.signed(row.pair.difference), (unit.interval(row.interval), *detectable))
 
 
 def _verdict(row: Row) -> Cell:
     if row.verdict is None:
         return Cell(numbers.MISSING)
-    return Cell(row.verdict.word, "", ("indicative",) if row.verdict.indicative else ())
+    return Cell(row.verdict.word, (), ("indicative",) if row.verdict.indicative else ())
 
 
 def _step(row: Row) -> Cell:
     if row.step is None:
         return Cell(numbers.MISSING)
     quartiles = f"{numbers.milliseconds(row.step_low)}{numbers.MISSING}{numbers.milliseconds(row.step_high)}"
-    return Cell(numbers.milliseconds(row.step), quartiles)
+    return Cell(numbers.milliseconds(row.step), (quartiles,))
 
 
 def _memory(row: Row) -> Cell:
     if row.memory is None:
         return Cell(numbers.MISSING)
-    parts = [
-        f"{name} {numbers.size(value)}"
-        for name, value in (
-            ("w", row.memory["weights"]),
-            ("g", row.memory["gradients"]),
-            ("o", row.memory["optimizer"]),
-            ("a", row.memory["activations"]),
-        )
-    ]
-    return Cell(numbers.size(memory_total(row.memory)), ", ".join(parts))
+    parts = (
+        f"weights {numbers.size(row.memory['weights'])}",
+        f"gradients {numbers.size(row.memory['gradients'])}",
+        f"optimizer {numbers.size(row.memory['optimizer'])}",
+        f"activations {numbers.size(row.memory['activations'])}",
+    )
+    return Cell(numbers.size(memory_total(row.memory)), parts)
 
 
 def _merge(row: Row) -> Cell:
     if row.elements is None or row.differ is None:
         return Cell(numbers.MISSING)
-    text = f"{row.differ:,} of {row.elements:,} differ"
-    return Cell(text, f"merging moves a logit by {numbers.tiny(row.logit_change)} at most", (), bad=row.differ > 0)
+    notes = (f"of {row.elements:,} numbers", f"logits move by {numbers.tiny(row.logit_change)}")
+    return Cell(f"{row.differ:,} differ", notes, (), bad=row.differ > 0)
 
 
 def _forgetting(row: Row) -> Cell:
     if row.forgetting is None:
         return Cell(numbers.MISSING)
-    cell = _estimate(row.forgetting, 1, 3)
-    return Cell(cell.text, f"{numbers.loss(row.known_before)} → {numbers.loss(row.known_after)}")
+    nats = Unit(1, 3, "nats")
+    text = nats.signed(row.forgetting.mean)
+    if row.forgetting.interval is not None:
+        text += f"{_PLUS_MINUS}{(row.forgetting.interval.high - row.forgetting.interval.low) / 2:.3f}"
+    return Cell(text, (f"{numbers.loss(row.known_before)} → {numbers.loss(row.known_after)}",))
 
 
 def _caption(summary: Summary) -> str:
@@ -279,9 +288,9 @@ def _caption(summary: Summary) -> str:
     spread = "±: half of the 95 % interval over seeds, the test items taken as given. " if many else ""
     return (
         f"S = {len(summary.seeds)} seed{'s' if many else ''}, n = {summary.items:,} test items. {spread}"
-        "Differences are paired by seed and item; their 95 % intervals cover both. “Finds”: the smallest true difference "
-        "that this study finds with a power of 80 %. Memory: w weights, g gradients, o optimizer, a activations. Merge and "
-        "back: numbers of the base whose bits differ after merging, unmerging and taking the adapters off, over all seeds."
+        "Differences are paired by seed and item; their 95 % intervals cover both. “Detects”: the smallest true "
+        "difference that this study finds with a power of 80 %. Merge and back: numbers of the base whose bits differ after "
+        "merging, unmerging and taking the adapters off, over all seeds, and the largest change of a logit by merging."
     )
 
 

@@ -54,7 +54,7 @@ def measure(
     """
     runs = _runs(final, metric, seeds)
     arms = list(runs)
-    flat = [items for arm in arms for items in runs[arm]]
+    flat = [run.items for arm in arms for run in runs[arm]]
     if not flat:
         return Measure(0, {}, {}, None)
     count = len(flat[0]["loss"])
@@ -62,7 +62,8 @@ def measure(
         raise StateError(
             "the runs were scored on different numbers of test items", hint="begin again in an empty folder"
         )
-    points, draws = _values(flat, final, metric, resamples, score)
+    reported = np.array([run.reported for arm in arms for run in runs[arm]])
+    points, draws = _values(flat, reported, metric, resamples, score)
     shape = (len(arms), len(seeds))
     by_arm = points.reshape(shape)
     drawn = draws.reshape(len(draws), *shape)
@@ -78,21 +79,33 @@ def measure(
     )
 
 
-def _runs(final: Sequence[CellRecord], metric: str, seeds: Sequence[int]) -> dict[str, list[Items]]:
-    """Return arm -> per-item arrays in the order of `seeds`, for arms whose every run has a finite metric."""
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Per-item arrays of one run, and the metric that the task itself made of them."""
+
+    items: Items
+    reported: float
+
+
+def _runs(final: Sequence[CellRecord], metric: str, seeds: Sequence[int]) -> dict[str, list[_Run]]:
+    """Return arm -> runs in the order of `seeds`, for arms whose every run has a finite metric."""
     found: dict[str, dict[int, CellRecord]] = {}
     for record in final:
         found.setdefault(record["arm"], {})[record["seed"]] = record
-    runs: dict[str, list[Items]] = {}
+    runs: dict[str, list[_Run]] = {}
     for arm, by_seed in found.items():
         # The untouched base was evaluated once and stands for every seed.
         once = next(iter(by_seed.values()))
         chosen = [once] * len(seeds) if arm == FROZEN and not once["trains"] else [by_seed[seed] for seed in seeds]
-        if all((record["test"] or {}).get(metric) is not None and record["items"] for record in chosen):
-            runs[arm] = [_arrays(record) for record in chosen]
-    majority = next((record for record in final if record["majority"] and record["items"]), None)
-    if majority is not None:
-        runs[MAJORITY] = [_constant(majority)] * len(seeds)
+        reported = [(record["test"] or {}).get(metric) for record in chosen]
+        finite = [value for value in reported if value is not None]
+        if len(finite) == len(chosen):
+            runs[arm] = [_Run(_arrays(record), value) for record, value in zip(chosen, finite, strict=True)]
+    constant = next((record for record in final if record["majority"]), None)
+    if constant is not None and constant["majority"] is not None:
+        value = constant["majority"]["test"].get(metric)
+        if value is not None:
+            runs[MAJORITY] = [_Run(_constant(constant), value)] * len(seeds)
     return runs
 
 
@@ -115,14 +128,15 @@ def _constant(record: CellRecord) -> Items:
 
 
 def _values(
-    flat: Sequence[Items], final: Sequence[CellRecord], metric: str, resamples: int, score: Score | None
+    flat: Sequence[Items], reported: Floats, metric: str, resamples: int, score: Score | None
 ) -> tuple[Floats, Floats]:
     """Return the metric of each run, (runs,), and on resampled items, (resamples, runs)."""
     parts = _ratio(flat, metric)
     if parts is not None:
         values, units = parts
         points = values.sum(axis=1) / units.sum()
-        if _agrees(points, final, metric):
+        # A plugin may mean something else by the same name: then its own score is computed anew on every draw.
+        if np.allclose(points, reported, rtol=1e-6, atol=1e-6):
             return points, resampled_ratios(values, units, resamples, 0)
     if score is None:
         raise StateError(
@@ -143,10 +157,3 @@ def _ratio(flat: Sequence[Items], metric: str) -> tuple[Floats, Floats] | None:
         losses = np.array([items["loss"] for items in flat], dtype=np.float64)
         return losses, np.asarray(flat[0]["units"], dtype=np.float64)
     return None
-
-
-def _agrees(points: Floats, final: Sequence[CellRecord], metric: str) -> bool:
-    """Return whether the ratio is what the task itself reports: a plugin may mean something else by the same name."""
-    reported = {(record["test"] or {}).get(metric) for record in final}
-    told = [value for value in reported if value is not None]
-    return bool(told) and all(np.min(np.abs(points - value)) <= 1e-6 * max(1.0, abs(value)) for value in told)

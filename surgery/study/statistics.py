@@ -107,11 +107,13 @@ class Paired:
 
     def forecast(self, seeds: int, items: int, level: float) -> float:
         """Return the half-width to expect with other sample sizes, the variances staying as they were estimated."""
-        residual = self.shared_part * self.seeds * self.items
-        seed_only = max(self.seed_part - self.shared_part, 0.0) * self.seeds
-        item_only = max(self.item_part - self.shared_part, 0.0) * self.items
-        shared = residual / (seeds * items)
-        return half_width(seed_only / seeds + shared, item_only / items + shared, shared, seeds, items, level)
+        by_pair = self.seeds * self.items / (seeds * items)
+        shared = self.shared_part * by_pair
+        # A seed part that happens to lie below what it must hold is taken as it is: more seeds forecast no surprise.
+        seed_part = max(self.seed_part - self.shared_part, 0.0) * self.seeds / seeds
+        seed_part += min(self.seed_part, self.shared_part) * by_pair
+        item_part = max(self.item_part - self.shared_part, 0.0) * self.items / items + shared
+        return half_width(seed_part, item_part, shared, seeds, items, level)
 
     @property
     def detectable(self) -> float:

@@ -89,7 +89,7 @@ class Summary:
         margin: declared equivalence margin, in the unit of the metric.
         reference: the arm that others are compared with.
         seeds, items: sample sizes S and n (test items).
-        rows: majority class and frozen row first, then the reference, then the arms.
+        rows: the reference, the arms, then the frozen row and the majority class.
         checks: the fairness audit.
         choices: how each learning rate was chosen.
         test_reads: how often the test split was read in all.
@@ -160,7 +160,7 @@ def summarise(
 def _order(study: StudySpec, final: Sequence[CellRecord]) -> list[str]:
     baselines = [MAJORITY] if any(record["majority"] for record in final) else []
     others = [arm for arm in study.arms if arm != study.reference]
-    return [*baselines, FROZEN, study.reference, *others]
+    return [study.reference, *others, FROZEN, *baselines]
 
 
 def _kind(study: StudySpec, arm: str) -> Kind:

@@ -17,6 +17,7 @@ MODEL = 22_566_000
 SIZES = {"full": 22_565_376, "lora": 331_776, "bias": 25_728, FROZEN: 0}
 TRUTH = {"full": 0.62, "lora": 0.615, "bias": 0.55, FROZEN: 0.45}
 HEAD = 3080
+FORGET = True
 
 
 def make_study(seeds: int = 5, grid: bool = True, **changes: Any) -> StudySpec:
@@ -103,7 +104,7 @@ def make_record(cell: Cell, items: int = 800, classes: int = 8, **changes: Any) 
         }
         if final
         else None,
-        "forgetting": None,
+        "forgetting": {"before": 2.5, "after": 2.5 + size / 1e8 + own.normal(0, 0.01)} if final and FORGET else None,
         "memory": {
             "weights": 4 * (MODEL + size * (cell.arm != "full")),
             "gradients": 4 * (size + HEAD),

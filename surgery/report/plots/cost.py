@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from surgery.report.numbers import milliseconds, size
 from surgery.report.palette import INK, PARTS, SURFACE
-from surgery.report.plots.drawing import Drawing, Looks, sample
+from surgery.report.plots.drawing import Drawing, Looks, sample, wrapped
 from surgery.study import Comparison, Row
 from surgery.study.record import Memory, memory_total
 
@@ -31,9 +31,7 @@ def memory(comparison: Comparison, looks: Looks) -> Drawing | None:
             start = 0.0
             for (name, value), colour in zip(_parts(row.memory), PARTS, strict=True):
                 label = name if place == 0 else None
-                axes.barh(
-                    place, value / _MIB, 0.62, start, color=colour, edgecolor=SURFACE, linewidth=0.6, label=label
-                )
+                axes.barh(place, value / _MIB, 0.62, start, color=colour, edgecolor=SURFACE, linewidth=0.6, label=label)
                 start += value / _MIB
             axes.annotate(
                 size(memory_total(row.memory)),
@@ -54,7 +52,7 @@ def memory(comparison: Comparison, looks: Looks) -> Drawing | None:
         f"One run of each arm; {sample(comparison.summary, items=False)}",
         spoken,
         draw,
-        height=1.3 + 0.4 * len(rows),
+        height=1.3 + 0.46 * len(rows),
     )
 
 
@@ -90,7 +88,7 @@ def step_time(comparison: Comparison, looks: Looks) -> Drawing | None:
         f"turns, but other programs on the machine stretch wall time. {sample(comparison.summary, items=False)}",
         spoken,
         draw,
-        height=1.1 + 0.4 * len(rows),
+        height=1.1 + 0.46 * len(rows),
     )
 
 
@@ -108,7 +106,7 @@ def _parts(memory: Memory) -> tuple[tuple[str, int], ...]:
 
 
 def _bars(axes: Axes, rows: list[Row], label: str) -> None:
-    axes.set_yticks(range(len(rows)), [row.label for row in rows])
+    axes.set_yticks(range(len(rows)), [wrapped(row.label) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, axes.get_xlim()[1] * 1.2)
     axes.set_xlabel(label)

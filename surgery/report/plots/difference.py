@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from surgery.report.palette import GRID, INK, MUTED, SURFACE
-from surgery.report.plots.drawing import Drawing, Looks, sample
+from surgery.report.plots.drawing import Drawing, Looks, sample, wrapped
 from surgery.study import Comparison, Row
 from surgery.study.words import Unit, unit_of
 
@@ -38,15 +38,13 @@ def differences(comparison: Comparison, looks: Looks) -> Drawing | None:
         f"difference does not matter; equivalent means the thick line lies inside. {better}. {sample(summary)}",
         spoken,
         draw,
-        width=7.6,
-        height=1.15 + 0.46 * len(rows),
-        wide=True,
+        height=1.2 + 0.5 * len(rows),
     )
 
 
-def _told(row: Row, unit: Unit) -> str:
+def _told(row: Row, unit: Unit, between: str = " ") -> str:
     assert row.pair is not None and row.interval is not None
-    return f"{unit.signed(row.pair.difference)} {unit.interval(row.interval)}"
+    return f"{unit.signed(row.pair.difference)}{between}{unit.interval(row.interval)}"
 
 
 def _draw(axes: Axes, rows: list[Row], looks: Looks, unit: Unit, margin: float) -> None:
@@ -63,11 +61,12 @@ def _draw(axes: Axes, rows: list[Row], looks: Looks, unit: Unit, margin: float) 
             axes.plot([middle], [place], look.marker, color=look.colour, markersize=7, markeredgecolor=SURFACE)
         else:
             # Far away: an arrow at the edge, so that one hopeless row does not flatten all others.
-            edge, sign = (left, "<") if middle < left else (right, ">")
-            axes.plot([edge], [place], sign, color=look.colour, markersize=8, clip_on=False)
+            inwards = 0.03 * (right - left)
+            edge, sign = (left + inwards, "<") if middle < left else (right - inwards, ">")
+            axes.plot([edge], [place], sign, color=look.colour, markersize=7)
         axes.annotate(
-            _told(row, unit),
-            (1.02, place),
+            _told(row, unit, "\n"),
+            (1.03, place),
             xycoords=("axes fraction", "data"),
             va="center",
             fontsize=8.5,
@@ -75,7 +74,7 @@ def _draw(axes: Axes, rows: list[Row], looks: Looks, unit: Unit, margin: float) 
         )
     axes.set_xlim(left, right)
     axes.set_ylim(len(rows) - 0.45, -0.55)
-    axes.set_yticks(range(len(rows)), [row.label for row in rows])
+    axes.set_yticks(range(len(rows)), [wrapped(row.label) for row in rows])
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
 

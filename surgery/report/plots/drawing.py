@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -12,7 +13,7 @@ from surgery.study import Summary
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Drawing", "Looks", "sample"]
+__all__ = ["Drawing", "Looks", "sample", "wrapped"]
 
 Looks: TypeAlias = Mapping[str, Look]
 """Arm -> how it is drawn."""
@@ -28,8 +29,7 @@ class Drawing:
         caption: how to read it, with n and S.
         spoken: the message in words, for readers who cannot see the plot.
         draw: draws it on axes.
-        width, height: inches.
-        wide: whether it takes a whole row of the page.
+        width, height: inches; narrow, because it must be readable on a phone.
     """
 
     name: str
@@ -37,12 +37,16 @@ class Drawing:
     caption: str
     spoken: str
     draw: Callable[[Axes], None]
-    width: float = 5.4
-    height: float = 3.5
-    wide: bool = False
+    width: float = 4.7
+    height: float = 3.2
 
 
 def sample(summary: Summary, items: bool = True) -> str:
     """Return the sample sizes as a caption ends: S seeds and n test items."""
     seeds = f"S = {len(summary.seeds)} seed{'s' if len(summary.seeds) > 1 else ''}"
     return f"{seeds}, n = {summary.items:,} test items." if items else f"{seeds}."
+
+
+def wrapped(label: str) -> str:
+    """Return `label` in lines that fit beside an axis."""
+    return "\n".join(textwrap.wrap(label, 16, break_long_words=False)) or label

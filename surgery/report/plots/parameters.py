@@ -34,7 +34,7 @@ def metric_and_parameters(comparison: Comparison, looks: Looks) -> Drawing | Non
                 )
         _front(axes, rows, unit.scale, summary.metric["greater_is_better"])
         for row in rows:
-            _point(axes, row, looks, unit.scale)
+            _point(axes, row, looks, unit.scale, above=row is reference or _mean(row) > _mean(reference))
         axes.set_xscale("log")
         axes.margins(x=0.16, y=0.16)
         axes.set_xlabel("trainable parameters, head included")
@@ -73,7 +73,7 @@ def _front(axes: Axes, rows: list[Row], scale: float, greater_is_better: bool) -
     axes.plot(*zip(*best, strict=True), color=GRID, linewidth=2.2, drawstyle="steps-post", zorder=1)
 
 
-def _point(axes: Axes, row: Row, looks: Looks, scale: float) -> None:
+def _point(axes: Axes, row: Row, looks: Looks, scale: float, *, above: bool) -> None:
     look, estimate = looks[row.arm], row.test
     assert estimate is not None
     if estimate.interval is not None:
@@ -91,7 +91,7 @@ def _point(axes: Axes, row: Row, looks: Looks, scale: float) -> None:
     axes.annotate(
         row.label,
         (_trainable(row), estimate.mean * scale),
-        xytext=(0, -12 if row.kind == "reference" else 9),
+        xytext=(0, 10 if above else -17),
         textcoords="offset points",
         ha="center",
         fontsize=8.5,
