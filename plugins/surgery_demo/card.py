@@ -32,7 +32,7 @@ CPU, without a download. It completes Python-like text; it is of no other use, a
 PYTHONPATH=plugins python -m surgery_demo.pretrain --out plugins/surgery_demo/gpt2
 ```
 
-on one thread of a CPU in {minutes:.0f} minutes, seed {seed}, with Python {python}, PyTorch {torch}, transformers {transformers} and tokenizers
+on one thread of a CPU in {minutes:.0f} minutes of wall time, seed {seed}, with Python {python}, PyTorch {torch}, transformers {transformers} and tokenizers
 {tokenizers}. `pretrain.log` is what that command printed. Another Python version has another standard library and gives another
 model; another CPU rounds differently.
 
@@ -57,7 +57,7 @@ the tables in `encodings`; and the language reference's text that `help()` shows
 |---|---|---|
 | train | {train_characters:,} | training the tokenizer and the model |
 | validation | {validation_characters:,} | choosing which checkpoint to keep |
-| test | {test_characters:,} | the numbers below; never looked at in training |
+| test | {test_characters:,} | the numbers below; no part in training or selection |
 
 The text is under the Python Software Foundation licence. None of it is shipped here.
 

@@ -28,7 +28,7 @@ def pack(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Tensor:
     """All texts as one stream of token ids, shape (tokens,), int64, each text followed by the end-of-text token."""
     ids: list[int] = []
     for text in texts:
-        ids.extend(tokenizer.encode(text, add_special_tokens=False))
+        ids.extend(tokenizer.encode(text, add_special_tokens=False, verbose=False))
         ids.append(int(tokenizer.eos_token_id))
     return torch.tensor(ids, dtype=torch.int64)
 

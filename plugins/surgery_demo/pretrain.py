@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,7 @@ def pretrain(out: Path, settings: Settings, say: Callable[[str], None]) -> dict[
                 best = loss_now.nats_per_token
                 model.save_pretrained(out)
             state = {
-                "settings": settings,
+                "settings": asdict(settings),
                 "step": done,
                 "best": best,
                 "seconds": time.perf_counter() - started,
@@ -174,9 +174,8 @@ def _resume(
     """Load an earlier state of the same run; returns the step to go on from, the best loss and the seconds spent so far."""
     if not state_file.exists():
         return 0, float("inf"), 0.0
-    with torch.serialization.safe_globals([Settings]):
-        state = torch.load(state_file, weights_only=True)
-    if state["settings"] != settings:
+    state = torch.load(state_file, weights_only=True)
+    if state["settings"] != asdict(settings):
         raise SystemExit(f"{state_file} belongs to a run with other settings: remove it, or choose another --out")
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
@@ -194,6 +193,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="initialisation and data order (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     arguments = parser.parse_args()
+    if not hasattr(torch.optim, "Muon"):
+        raise SystemExit(
+            f"pretraining needs torch.optim.Muon, which PyTorch has from 2.9 on; this is {torch.__version__}"
+        )
     torch.set_num_threads(arguments.threads)
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
