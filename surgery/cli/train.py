@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "Keep", "parse_data", "train"]
 
-EXAMPLES = (
-    "Example:  surgery train specs/sentiment-sst2.yaml --out runs/sst2 --data train=train.jsonl,validation=dev.jsonl"
-)
+EXAMPLES = "Example:  surgery train specs/sentiment-sst2.yaml --out runs/sst2"
 
 _SPLITS = ("train", "validation", "test")
 
