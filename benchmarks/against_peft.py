@@ -17,11 +17,11 @@ from typing import Any
 import peft
 import torch
 import transformers
-from timing import interleaved, ratio
 from torch import nn
 
 import surgery
 from surgery.operation.bits import same_bits
+from timing import interleaved, ratio
 
 warnings.filterwarnings("ignore")
 transformers.logging.set_verbosity_error()
@@ -120,9 +120,7 @@ def training_step(kind: str, role: str, modules: list[str], dropout: float, roun
     """One step (forward, backward, fused AdamW): surgery's LoRA r=8 against peft's on the same model and batch."""
     base = bert(6, 384) if kind == "bert" else gpt2()
     other = copy.deepcopy(base)
-    op = surgery.operate(
-        base, surgery.plan(spec(role, rank=8, dropout=dropout), base, REGISTRY), registry=REGISTRY
-    )
+    op = surgery.operate(base, surgery.plan(spec(role, rank=8, dropout=dropout), base, REGISTRY), registry=REGISTRY)
     wrapped = peft.get_peft_model(other, peft.LoraConfig(r=8, lora_dropout=dropout, target_modules=modules))
     batch = _batch(kind)
     ours = _step(base, list(op.trainable().values()), batch)
@@ -152,7 +150,9 @@ def drift() -> dict[str, float]:
             model[0].weight.data.copy_(weight)
             if name == "surgery":
                 decided = surgery.plan(
-                    surgery.Spec(name="d", rules=[surgery.Rule(target="0", adapter="lora", rank=8, alpha=8)]), model, REGISTRY
+                    surgery.Spec(name="d", rules=[surgery.Rule(target="0", adapter="lora", rank=8, alpha=8)]),
+                    model,
+                    REGISTRY,
                 )
                 op = surgery.operate(model, decided, registry=REGISTRY)
                 _scale(op.trainable().values())

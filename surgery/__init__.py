@@ -69,7 +69,7 @@ _DOOR = {
     "spread_parts": "surgery.adapter.parts",
 }
 
-__all__ = [*_DOOR]
+__all__ = [*_DOOR]  # noqa: PLE0604 - the keys are strings
 __version__ = "0.1.0"
 
 

@@ -30,7 +30,7 @@ class LoraOptions(Options):
 
     @property
     def scale(self) -> float:
-        """alpha / rank, or alpha / sqrt(rank) with rslora."""
+        """Return alpha / rank, or alpha / sqrt(rank) with rslora."""
         return float(self.alpha / (self.rank**0.5 if self.rslora else self.rank))
 
 

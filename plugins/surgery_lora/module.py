@@ -49,9 +49,14 @@ class LoraAdapter(Adapter):
             return add_update(output, F.linear(x, first.A), first.B, first.scale, first.bias)
         low = F.linear(x, torch.cat([adapter.A for adapter in group]))
         spread = spread_parts([(adapter.site, adapter.B) for adapter in group], output.shape[-1])
-        bias = None if first.bias is None else spread_parts(
-            [(adapter.site, adapter.bias.unsqueeze(1)) for adapter in group if adapter.bias is not None], output.shape[-1]
-        ).sum(1)
+        bias = (
+            None
+            if first.bias is None
+            else spread_parts(
+                [(adapter.site, adapter.bias.unsqueeze(1)) for adapter in group if adapter.bias is not None],
+                output.shape[-1],
+            ).sum(1)
+        )
         return add_update(output, low, spread, first.scale, bias)
 
 

@@ -12,17 +12,24 @@ __all__ = ["ReplacementAdapter"]
 
 
 class ReplacementAdapter(Adapter):
-    """Owns one tensor of the site's shape and dtype, which starts as the pristine one and takes its place."""
+    """Owns one tensor of the site's shape and dtype, which starts as the pristine one and takes its place.
+
+    It is kept contiguous in the orientation that the host stores: optimizers are slow on transposed tensors.
+    """
 
     replaces = True
 
     def __init__(self, site: Site, pristine: torch.Tensor) -> None:
         super().__init__(site)
-        # Strides are kept: a transposed host then gets the memory layout it stores, in values and in gradients.
-        self.value = nn.Parameter(pristine.detach().clone(memory_format=torch.preserve_format))
+        stored = self._turn(pristine.detach())
+        self.value = nn.Parameter(stored.clone(memory_format=torch.contiguous_format))
 
     def fold(self, parameter: str, weight: torch.Tensor, pristine: torch.Tensor) -> torch.Tensor:
         if weight is pristine:
-            return self.value
+            return self._turn(self.value)
         # On top of other adapters it counts as the change that it made to the base.
-        return weight + (self.value.to(weight.dtype) - pristine)
+        return weight + (self._turn(self.value).to(weight.dtype) - pristine)
+
+    def _turn(self, tensor: torch.Tensor) -> torch.Tensor:
+        """From (fan_out, fan_in) to the stored orientation and back."""
+        return tensor.t() if self.site.is_transposed else tensor

@@ -32,7 +32,7 @@ def add_plan(body: Body, plan: Plan, name: str, registry: Registry, *, is_first:
     if name in body.plans:
         raise StateError(f"an adapter is already called {name!r}", hint="choose another name, or op.remove() it")
     modules = base_modules(body.model)
-    refuse_unfit(body.model, plan, modules, is_first=is_first)
+    refuse_unfit(plan, modules, is_first=is_first)
     if body.merged:
         _refuse_merged(body, plan)
     built = build_adapters(plan, modules, registry)
@@ -80,14 +80,11 @@ def base_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 def _attach(body: Body, plan: Plan, name: str, built: list[Built], modules: Mapping[str, nn.Module]) -> None:
     owners = _Owners(modules)
+    activated = {item.edit.site.path for item in built if not item.folds}
     overridden: dict[str, set[str]] = defaultdict(set)
-    activated: set[str] = set()
     for item in built:
-        if not item.folds:
-            activated.add(item.edit.site.path)
-        for site in item.edit.sites:
-            for owner in owners.of(site, item.edit.tied):
-                overridden[owner.path] |= {owner.parameter} if item.folds else set()
+        for owner in (owner for site in item.edit.sites for owner in owners.of(site, item.edit.tied)):
+            overridden[owner.path] |= {owner.parameter} if item.folds else set()
     for path, parameters in overridden.items():
         body.hosts[path] = attach_state(modules[path], frozenset(parameters), path in activated, body.ledger)
 

@@ -69,9 +69,7 @@ def _build(edit: Edit, host: nn.Module, seed: int, registry: Registry) -> Built:
     try:
         adapter = kind.build(edit.site, edit.options, pristine, generator)
     except Exception as error:
-        raise PluginError(
-            f"build failed: {type(error).__name__}: {error}", where, "the model is unchanged"
-        ) from error
+        raise PluginError(f"build failed: {type(error).__name__}: {error}", where, "the model is unchanged") from error
     if not isinstance(adapter, Adapter):
         raise PluginError(f"build must return an Adapter, not {type(adapter).__name__}", where)
     trainable = list(adapter.parameters())
@@ -103,7 +101,7 @@ def attach_state(host: nn.Module, overridden: frozenset[str], activates: bool, l
     if not isinstance(state, HostState):
         state = _add_child(host, ledger)
     old = type(host)
-    recipe = getattr(old, "_surgery_recipe", (old, frozenset(), False))
+    recipe: tuple[type[nn.Module], frozenset[str], bool] = getattr(old, "_surgery_recipe", (old, frozenset(), False))
     new = operated_class(recipe[0], recipe[1] | overridden, recipe[2] or activates)
     if new is not old:
         ledger.act(lambda: setattr(host, "__class__", new), lambda: setattr(host, "__class__", old))

@@ -6,6 +6,7 @@ import _thread
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import Future
+from typing import Any
 
 import torch
 import xxhash
@@ -24,7 +25,8 @@ _INTEGER_VIEW = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def as_bytes(tensor: torch.Tensor) -> memoryview:
     """Return the tensor's elements in order as bytes (copied only when not contiguous on the CPU)."""
     flat = tensor.detach().to("cpu").contiguous().flatten()
-    return memoryview(flat.view(torch.uint8).numpy())
+    array: Any = flat.view(torch.uint8).numpy()
+    return memoryview(array)
 
 
 def checksum(tensor: torch.Tensor) -> int:
@@ -35,7 +37,7 @@ def checksum(tensor: torch.Tensor) -> int:
 
 
 def checksums(tensors: Sequence[torch.Tensor]) -> list[Expected]:
-    """Return the checksums of all tensors. The tensors must stay as they are; a thread reads the larger part of them."""
+    """Return the checksums of all tensors, which must stay as they are: a thread reads the larger part of them."""
     futures: list[Expected] = [Future() for _ in tensors]
     budget = _AT_ONCE
     later: list[tuple[Expected, torch.Tensor]] = []

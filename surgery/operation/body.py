@@ -145,7 +145,7 @@ class Body:
     def refresh(self, name: str | None = None) -> None:
         """Tell every host (or those of one adapter) what is active now. Depends on the state alone; can be repeated."""
         hidden = self.merged | self.disabled
-        chosen = self.slots.values()
+        chosen: Iterable[Slot] = self.slots.values()
         paths: Iterable[str] = self.hosts
         if name is not None:
             paths = {built.edit.site.path for built in self.built[name]}

@@ -67,5 +67,7 @@ def compare_fingerprints(saved: Fingerprint, present: Fingerprint, where: str) -
     if problems:
         rest = len(problems) - 5
         shown = problems[:5] + ([Problem(f"and {rest} more differences", where)] if rest > 0 else [])
-        shown[0] = Problem(shown[0].what, where, shown[0].hint or "this adapter was trained on another base: load that one")
+        shown[0] = Problem(
+            shown[0].what, where, shown[0].hint or "this adapter was trained on another base: load that one"
+        )
         raise CheckpointError.of(shown)

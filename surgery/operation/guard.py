@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,7 +24,7 @@ _WRAPPERS = {
 }
 
 
-def refuse_unfit(model: nn.Module, plan: Plan, modules: Mapping[str, nn.Module], *, is_first: bool) -> None:
+def refuse_unfit(plan: Plan, modules: Mapping[str, nn.Module], *, is_first: bool) -> None:
     """Raise StateError for models that are compiled, wrapped, sharded, quantised, on meta, or already operated."""
     problems: list[Problem] = []
     for path, module in modules.items():
@@ -38,7 +39,8 @@ def refuse_unfit(model: nn.Module, plan: Plan, modules: Mapping[str, nn.Module],
 
 
 def _of_module(path: str, module: nn.Module, is_first: bool) -> list[Problem]:
-    wrapper = _wrapper(type(module))
+    cls: Any = type(module)
+    wrapper = _wrapper(cls)
     if wrapper:
         return [Problem(f"a {wrapper} cannot be operated", path or "the model", _WRAPPERS[wrapper])]
     if module._compiled_call_impl is not None:
@@ -49,7 +51,7 @@ def _of_module(path: str, module: nn.Module, is_first: bool) -> list[Problem]:
 
 
 @lru_cache(maxsize=4096)
-def _wrapper(cls: type) -> str:
+def _wrapper(cls: Any) -> str:
     return next((base.__name__ for base in cls.__mro__ if base.__name__ in _WRAPPERS), "")
 
 
@@ -58,19 +60,24 @@ def _of_site(name: str, path: str, local: str, dtype: str, modules: Mapping[str,
     parameter = module._parameters.get(local) if module is not None else None
     if module is None or parameter is None:
         return [Problem("the plan names a parameter that this model does not have", name, "plan for this model")]
-    if parameter.is_meta:
-        return [Problem("the parameter is on the meta device and has no values", name, "load the weights first")]
-    if type(parameter.data) is not torch.Tensor:
-        return [Problem(f"the parameter is a {type(parameter.data).__name__}", name, "operate before you shard it")]
-    if not parameter.is_floating_point():
-        return [Problem(f"the parameter has dtype {parameter.dtype}", name, "dequantise the model first")]
-    if str(parameter.dtype).removeprefix("torch.") != dtype:
-        return [Problem(f"the plan was made for {dtype}, the model has {parameter.dtype}", name, "plan again")]
-    if hasattr(module, "parametrizations"):
-        return [Problem("the module is parametrized", path, "remove the parametrization first")]
-    if isinstance(module, nn.Embedding) and module.max_norm is not None:
-        return [Problem("an Embedding with max_norm rewrites its own weight", path, "set max_norm to None first")]
-    return []
+    found = str(parameter.dtype).removeprefix("torch.")
+    reasons = (
+        (parameter.is_meta, "the parameter is on the meta device and has no values", "load the weights first"),
+        (
+            type(parameter.data) is not torch.Tensor,
+            f"the parameter is a {type(parameter.data).__name__}, no plain tensor",
+            "operate before you shard or quantise",
+        ),
+        (not parameter.is_floating_point(), f"the parameter has dtype {found}", "dequantise the model first"),
+        (found != dtype, f"the plan was made for {dtype}, the model has {found}", "plan again for this model"),
+        (hasattr(module, "parametrizations"), "the module is parametrized", "remove the parametrization first"),
+        (
+            getattr(module, "max_norm", None) is not None,
+            "an Embedding with max_norm rewrites its own weight",
+            "set max_norm to None first",
+        ),
+    )
+    return [Problem(what, name, hint) for is_so, what, hint in reasons if is_so][:1]
 
 
 def _aliases(plan: Plan, modules: Mapping[str, nn.Module]) -> list[Problem]:
@@ -89,7 +96,9 @@ def _aliases(plan: Plan, modules: Mapping[str, nn.Module]) -> list[Problem]:
     for span in sorted(spans):
         if span[0] < furthest[1] and (span[2] or furthest[2]):
             problems.append(
-                Problem(f"the parameter shares memory with {furthest[3]}, a different Parameter", span[3], "clone one first")
+                Problem(
+                    f"the parameter shares memory with {furthest[3]}, a different Parameter", span[3], "clone one first"
+                )
             )
         furthest = max(furthest, span, key=lambda item: item[1])
     return problems

@@ -1,9 +1,8 @@
-"""The class swap: a host keeps its parameters, keys and identity, and gets a subclass of its own class and one child."""
+"""The class swap: a host keeps parameters, keys and identity; it gets a subclass of its own class and one child."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -101,15 +100,25 @@ def host_class_of(module: nn.Module) -> type[nn.Module]:
     return original
 
 
-@lru_cache(maxsize=None)
 def operated_class(host_class: type[nn.Module], overridden: frozenset[str], activates: bool) -> type[nn.Module]:
-    """Return the subclass of `host_class` that consults its `surgery` child.
+    """Return the subclass of `host_class` that consults its `surgery` child; the same one for the same arguments.
 
     Args:
         host_class: the host's own class.
         overridden: parameter names read through a property, so that forward sees folded values.
         activates: whether the output is passed through the active adapters.
     """
+    recipe = (host_class, overridden, activates)
+    if recipe not in _CLASSES:
+        _CLASSES[recipe] = _make_class(*recipe)
+    return _CLASSES[recipe]
+
+
+_CLASSES: dict[tuple[type[nn.Module], frozenset[str], bool], type[nn.Module]] = {}
+"""Swapped classes made so far: hosts of one kind must share one class, as compilers and pickles expect."""
+
+
+def _make_class(host_class: type[nn.Module], overridden: frozenset[str], activates: bool) -> type[nn.Module]:
     namespace: dict[str, Any] = {
         "__module__": host_class.__module__,
         "__qualname__": host_class.__qualname__,

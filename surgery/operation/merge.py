@@ -1,15 +1,15 @@
-"""Merging: live = round_once(W + what the active set adds), always computed from the pristine W, never by subtracting."""
+"""Merging: live = round_once(W + what the active set adds), always from the pristine W, never by subtracting."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from surgery.errors import StateError
-from surgery.operation.bits import round_once, same_bits
+from surgery.operation.bits import round_once
 from surgery.operation.fold import fold_chain
 from surgery.operation.slot import Slot
 
@@ -39,7 +39,7 @@ class MergeRecord:
 
 
 @torch.no_grad()
-def merged_value(slot: Slot, names: Iterable[str]) -> tuple[torch.Tensor, MergeRecord]:
+def merged_value(slot: Slot, names: Collection[str]) -> tuple[torch.Tensor, MergeRecord]:
     """Return the live tensor for the active set `names`, and the record of what that does.
 
     The sum is taken in float64 in canonical order, so it depends on the set alone; it is rounded once. Elements that
@@ -91,8 +91,3 @@ def _record(name: str, wide: torch.Tensor, folded: torch.Tensor, value: torch.Te
         unmoved=int((moves & (stored == 0)).sum()) / moving if moving else 0.0,
         elements=wide.numel(),
     )
-
-
-def differing_elements(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> int:
-    """Return how many elements differ in bits between two lists of tensors of equal shapes and dtypes."""
-    return sum(int((~same_bits(a, b)).sum()) for a, b in zip(left, right, strict=True))

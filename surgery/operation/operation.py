@@ -135,7 +135,9 @@ class Operation:
         if not chosen:
             raise StateError("nothing is merged", hint="op.merge() merges")
         if chosen - self.merged:
-            raise StateError(f"{_list(chosen - self.merged)} is not merged", hint=f"merged: {_list(self.merged) or '-'}")
+            raise StateError(
+                f"{_list(chosen - self.merged)} is not merged", hint=f"merged: {_list(self.merged) or '-'}"
+            )
         self._body.set_merged(self.merged - chosen)
 
     @contextmanager

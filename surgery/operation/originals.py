@@ -33,12 +33,12 @@ class Original(ABC):
 class _Kept(Original):
     """The tensor itself: unmerging points back at it."""
 
-    def __init__(self, tensor: torch.Tensor, expected: Expected) -> None:
+    def __init__(self, tensor: torch.Tensor, expected: Expected | None) -> None:
         self._tensor = tensor
         self._checksum = expected
 
     def restore(self, device: torch.device) -> torch.Tensor:
-        if checksum(self._tensor) != self._checksum.result():
+        if self._checksum is not None and checksum(self._tensor) != self._checksum.result():
             raise DriftError("a kept original was changed while a merge was live", hint="load the base again")
         return self._tensor.to(device)
 
@@ -86,7 +86,7 @@ class Keeper:
         self._base = base
         self._headers: Mapping[str, TensorHeader] | None = None
 
-    def keep(self, name: str, tensor: torch.Tensor, expected: Expected) -> Original:
+    def keep(self, name: str, tensor: torch.Tensor, expected: Expected | None) -> Original:
         """Return a way back to `tensor`, which is about to be replaced as the live `name`; `expected`: its checksum.
 
         Raises:

@@ -21,8 +21,8 @@ def probe_model(body: Body, active: Sequence[Built], args: tuple[Any, ...], kwar
     Raises:
         StateError: the sites that were never used.
     """
-    if len(args) == 1 and isinstance(args[0], Mapping) and not kwargs:
-        args, kwargs = (), dict(args[0])
+    if not kwargs and [isinstance(argument, Mapping) for argument in args] == [True]:
+        args, kwargs = (), dict(*args)
     calls: dict[int, int] = {}
     modes = {module: module.training for module in body.model.modules()}
     states = {id(owner.state): owner.state for slot in body.slots.values() for owner in slot.owners}
@@ -42,7 +42,7 @@ def probe_model(body: Body, active: Sequence[Built], args: tuple[Any, ...], kwar
         raise StateError.of(
             [
                 Problem(
-                    "the adapter is never used in a forward pass: the model reads this weight without calling its module",
+                    "the adapter is never used in a forward pass: the model reads this weight past its module",
                     built.edit.site.key,
                     "exclude the site, or target the weight that is really used",
                 )

@@ -101,7 +101,10 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Spec]:
         spec = parse_spec(json.dumps(config["spec"]), name=str(path))
     except SurgeryError as error:
         raise CheckpointError.of(
-            [Problem(f"the spec in it is not valid: {problem.what}", str(path), problem.hint) for problem in error.problems]
+            [
+                Problem(f"the spec in it is not valid: {problem.what}", str(path), problem.hint)
+                for problem in error.problems
+            ]
         ) from error
     return config, spec
 
@@ -143,9 +146,10 @@ def _read_tensors(path: Path, targets: Mapping[str, torch.Tensor]) -> dict[str, 
     from safetensors.torch import load
 
     try:
-        return load(path.read_bytes())
+        loaded: dict[str, torch.Tensor] = load(path.read_bytes())
     except Exception as error:  # safetensors raises its own type for every malformed file
         raise CheckpointError(f"cannot be read: {error}", str(path)) from error
+    return loaded
 
 
 def _tensors(body: Body, name: str) -> list[tuple[str, str, torch.nn.Parameter]]:
@@ -164,7 +168,9 @@ def _check_config(config: Any, path: Path) -> None:
     if not isinstance(config, dict):
         raise CheckpointError("it is no JSON object", str(path))
     if config.get("format") != _FORMAT:
-        raise CheckpointError(f"format {config.get('format')!r} is not known here", str(path), f"this is format {_FORMAT}")
+        raise CheckpointError(
+            f"format {config.get('format')!r} is not known here", str(path), f"this is format {_FORMAT}"
+        )
     kinds = {"spec": dict, "plan_hash": str, "plugins": dict, "architecture": str, "base": dict}
     for key, kind in kinds.items():
         if not isinstance(config.get(key), kind):

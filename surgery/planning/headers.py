@@ -83,7 +83,9 @@ def read_checkpoint_headers(folder: Path) -> dict[str, TensorHeader]:
             str(folder),
             "convert them where you trust them: model.save_pretrained(folder) writes safetensors",
         )
-    raise CheckpointError("no model.safetensors and no index here", str(folder), "name a folder that holds a checkpoint")
+    raise CheckpointError(
+        "no model.safetensors and no index here", str(folder), "name a folder that holds a checkpoint"
+    )
 
 
 def inventory_of_checkpoint(folder: Path, architecture: Architecture | None, model_type: str | None) -> Inventory:
@@ -181,7 +183,9 @@ def _read_shards(folder: Path) -> dict[str, TensorHeader]:
             merged[name] = header
     missing = sorted(set(table) - set(merged))
     if missing:
-        raise CheckpointError(f"the index names {missing[0]!r} (and {len(missing) - 1} more) that no shard holds", str(index))
+        raise CheckpointError(
+            f"the index names {missing[0]!r} (and {len(missing) - 1} more) that no shard holds", str(index)
+        )
     return merged
 
 

@@ -69,7 +69,7 @@ def render_sites(inventory: Inventory, sites: Sequence[Site], architecture: str)
         f"{name} [{architecture or 'no architecture: roles are other.<path>, use target:'}], "
         f"{inventory.parameters:,} parameters, {human_bytes(inventory.bytes)}, from {inventory.origin}"
     ]
-    for group in _fold((_Row.of_site(site) for site in sites)):
+    for group in _fold(_Row.of_site(site) for site in sites):
         if group.layers is None:
             lines += [f"  {row.text}" for row in group.rows]
         else:

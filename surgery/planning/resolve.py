@@ -210,9 +210,7 @@ class _Resolver:
                     )
                 )
             companions = tuple(self._companion(site, name) for name in kind.companions(site, options))
-            edits.append(
-                Edit(site, companions, index, kind.name, options, count, kind.trainable_dtype(site), tied)
-            )
+            edits.append(Edit(site, companions, index, kind.name, options, count, kind.trainable_dtype(site), tied))
         if problems:
             raise PlanError.of(problems[:1] if len({problem.hint for problem in problems}) == 1 else problems)
         return edits

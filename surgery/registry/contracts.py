@@ -97,4 +97,4 @@ class TaskType(ABC, Generic[OptionsT]):
 
     @abstractmethod
     def score(self, items: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Return metric name -> value from per-item arrays: `loss`, `units`, and for labelled tasks `prediction`, `label`."""
+        """Return metric name -> value from per-item arrays: `loss`, `units`; with labels also `prediction`, `label`."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint, distributions
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import pluggy
 
@@ -23,7 +23,6 @@ __all__ = ["AUTOLOAD_SWITCH", "load_registry"]
 AUTOLOAD_SWITCH = "SURGERY_DISABLE_PLUGIN_AUTOLOAD"
 """Environment variable: when set (and not 0), only plugins that are named load."""
 
-T = TypeVar("T")
 _CORE_KEYS = frozenset(Rule.model_fields) - {"options"}
 
 
@@ -56,7 +55,9 @@ def load_registry(
         _register(manager, plugin, Provenance(name, "given in Python", ""), sources)
     _refuse_misspelt(manager, sources)
     return Registry(
-        adapters=_collect(manager.hook.surgery_adapters, sources, AdapterType, lambda value: (value.name,), _check_options),
+        adapters=_collect(
+            manager.hook.surgery_adapters, sources, AdapterType, lambda value: (value.name,), _check_options
+        ),
         architectures=_collect(manager.hook.surgery_architectures, sources, Architecture, lambda value: value.types),
         models=_collect(manager.hook.surgery_models, sources, ModelSource, lambda value: (value.name,)),
         datasets=_collect(manager.hook.surgery_datasets, sources, DataSource, lambda value: (value.name,)),
@@ -128,7 +129,9 @@ def _refuse_misspelt(manager: pluggy.PluginManager, sources: Mapping[str, Proven
             is_marked = hasattr(value, f"{hooks.PROJECT}_impl")
             if is_marked and member not in known:
                 raise PluginError(
-                    f"plugin {name!r} of {sources[name]} implements an unknown hook {member!r}", "", nearest(member, known)
+                    f"plugin {name!r} of {sources[name]} implements an unknown hook {member!r}",
+                    "",
+                    nearest(member, known),
                 )
             if not is_marked and member in known and callable(value):
                 raise PluginError(
@@ -141,11 +144,11 @@ def _refuse_misspelt(manager: pluggy.PluginManager, sources: Mapping[str, Proven
 def _collect(
     hook: Any,
     sources: Mapping[str, Provenance],
-    kind: type[T],
-    names: Callable[[T], Iterable[str]],
-    check: Callable[[T, Provenance], None] = lambda value, provenance: None,
-) -> dict[str, Registered[T]]:
-    table: dict[str, Registered[T]] = {}
+    kind: Any,
+    names: Callable[[Any], Iterable[str]],
+    check: Callable[[Any, Provenance], None] = lambda value, provenance: None,
+) -> dict[str, Registered[Any]]:
+    table: dict[str, Registered[Any]] = {}
     for implementation in sorted(hook.get_hookimpls(), key=lambda item: str(item.plugin_name)):
         provenance = sources[implementation.plugin_name]
         try:

@@ -85,7 +85,9 @@ def _check_attach(model: nn.Module, decided: Plan, registry: Registry, dtype: to
             wanted = next(edit.dtype for edit in decided.edits if edit.site.key == sites_of[name].key)
             assert str(parameter.dtype) == f"torch.{wanted}", f"trainable_dtype() promises {wanted}: {name}"
         named = dict(model.named_parameters())
-        assert all(named[name] is parameter for name, parameter in trainable.items()), "trainable() names are not the model's"
+        assert all(named[name] is parameter for name, parameter in trainable.items()), (
+            "trainable() names are not the model's"
+        )
         assert all(not named[name].requires_grad for name in flags), "a base parameter is trainable while operated"
         assert [key for key in model.state_dict() if key in keys] == keys, "base keys of the state dict are gone"
         model.load_state_dict({key: value for key, value in model.state_dict().items() if key in keys})
@@ -203,7 +205,9 @@ def _check_alone(kind: AdapterType[Any], options: Mapping[str, Any], registry: R
             for key in before.bits:
                 assert key in touched or before.bits[key] == after.bits[key], f"editing {site.key} changed {key}"
             if site.slice is not None and site.parameter == "weight":
-                _assert_others_kept(model, site.path, site.slice.axis, set(site.slice.indices()), before.bits[site.name])
+                _assert_others_kept(
+                    model, site.path, site.slice.axis, set(site.slice.indices()), before.bits[site.name]
+                )
         assert_same_state(before, model_state(model), f"after editing {site.key} alone")
 
 
@@ -227,4 +231,3 @@ def _perturb(op: Operation, seed: int) -> None:
 def _assert_equal(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor], message: str) -> None:
     for key, tensor in left.items():
         assert torch.equal(tensor, right[key]), f"{message}: {key}"
-

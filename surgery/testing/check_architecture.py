@@ -85,7 +85,12 @@ def _check_tiling(found: tuple[Site, ...], model: nn.Module) -> None:
 
 
 def _check_round_trip(
-    name: str, kind: AdapterType[Any], model: nn.Module, registry: Registry, args: tuple[Any, ...], batch: dict[str, Any]
+    name: str,
+    kind: AdapterType[Any],
+    model: nn.Module,
+    registry: Registry,
+    args: tuple[Any, ...],
+    batch: dict[str, Any],
 ) -> None:
     rule = Rule(target=".*", adapter=name, tied="share", allow_oversized=True, **kind.defaults())
     decided = plan(Spec(name="check", rules=(rule,)), model, registry)

@@ -45,7 +45,7 @@ class _Layer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(WIDTH)
-        self.fused = Conv1D(3 * WIDTH, WIDTH)
+        self.fused = Conv1D(3 * WIDTH, WIDTH)  # type: ignore[no-untyped-call]
         self.output = nn.Linear(WIDTH, WIDTH)
         self.up = nn.Linear(WIDTH, 2 * WIDTH)
         self.down = nn.Linear(2 * WIDTH, WIDTH, bias=False)

@@ -37,9 +37,7 @@ def _plan(adapter: str, target: str, model: ToyModel):
 @given(data=st.data())
 def test_merge_unmerge_gives_back_every_bit(adapter: str, host: str, data: st.DataObject) -> None:
     model = data.draw(filled_toy_models())
-    claims = any(
-        REGISTRY.adapter(adapter).claims(site) for site in _sites(model) if _matches(HOSTS[host], site.path)
-    )
+    claims = any(REGISTRY.adapter(adapter).claims(site) for site in _sites(model) if _matches(HOSTS[host], site.path))
     if not claims:
         with pytest.raises(SurgeryError):
             _plan(adapter, HOSTS[host], model)
