@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from pydantic import Field
 
 from surgery import Options, TaskType
 from surgery.errors import DataError, Problem
-from surgery.registry import Rows
+from surgery import Rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +20,7 @@ __all__ = ["CausalLanguageModelling", "CausalLanguageModellingOptions"]
 
 _IGNORED = -100
 _MOST_PROBLEMS = 10
+Rows: TypeAlias = Sequence[Mapping[str, Any]]
 
 
 class CausalLanguageModellingOptions(Options):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from pydantic import Field
 
 from surgery import Options, TaskType
 from surgery.errors import DataError, Problem, nearest
-from surgery.registry import Rows
+from surgery import Rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["TextClassification", "TextClassificationOptions"]
 
 _MOST_PROBLEMS = 10
+Rows: TypeAlias = Sequence[Mapping[str, Any]]
 
 
 class TextClassificationOptions(Options):
@@ -71,7 +72,7 @@ class TextClassification(TaskType[TextClassificationOptions]):
         return loss, torch.ones_like(labels)
 
     def score(self, items: Mapping[str, np.ndarray]) -> dict[str, float]:
-        from sklearn.metrics import accuracy_score, f1_score  # type: ignore[import-untyped]
+        from sklearn.metrics import accuracy_score, f1_score
 
         label, prediction = items["label"], items["prediction"]
         return {

@@ -30,7 +30,7 @@ def meta_model(config_or_folder: Any, auto_class: str | None = None) -> torch.nn
     # torch.device("meta") keeps tied weights tied, which accelerate's init_empty_weights does not.
     with torch.device("meta"):
         try:
-            return cast(torch.nn.Module, builder(config))
+            return cast("torch.nn.Module", builder(config))
         except ValueError as error:
             raise CheckpointError(
                 f"{auto_class or 'AutoModel'} cannot be built for model type {config.model_type!r}",
@@ -47,7 +47,7 @@ def _config(config_or_folder: Any) -> PretrainedConfig:
         if path.suffix == ".json" and path.is_file():
             path = path.parent
         name = str(path) if path.exists() else config_or_folder
-        return cast(PretrainedConfig, AutoConfig.from_pretrained(name, trust_remote_code=False))
+        return cast("PretrainedConfig", AutoConfig.from_pretrained(name, trust_remote_code=False))
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"no configuration can be read: {str(error).strip().splitlines()[0][:200]}",

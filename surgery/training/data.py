@@ -1,4 +1,4 @@
-"""The rows of a spec's splits: from files, from a plugin's data set, or from the hub; mapped, held out, limited, hashed."""
+"""The rows of a spec's splits: from files, a plugin's data set, or the hub; mapped, held out, limited, hashed."""
 
 from __future__ import annotations
 
@@ -128,6 +128,8 @@ def _from_folder(folder: Path) -> dict[str, Table]:
         for split, aliases in _NAMES.items():
             if words & set(aliases):
                 found[split].append(path)
+    if len(files) == 1 and not any(found.values()):
+        return {"train": read_table(files[0])}
     for split, paths in found.items():
         if len(paths) > 1:
             names = ", ".join(path.name for path in paths)

@@ -35,7 +35,7 @@ _NEVER = 2**31 - 1
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
-def fit(
+def fit(  # noqa: PLR0913 - everything after the star is optional or named
     session: Session,
     operation: Operation,
     training: TrainingSpec,
@@ -194,16 +194,16 @@ def _activations(trainer: OperationTrainer, order: Order) -> int:
 
     def compute(inputs: Any) -> torch.Tensor:
         with trainer.accelerator.autocast():
-            return cast(torch.Tensor, trainer.compute_loss(trainer.session.model, dict(inputs)))
+            return cast("torch.Tensor", trainer.compute_loss(trainer.session.model, dict(inputs)))
 
     return saved_activation_bytes(trainer.session.model, compute, batch)
 
 
 @contextlib.contextmanager
 def _interruptible(trainer: OperationTrainer) -> Iterator[None]:
-    from surgery.training.trainer import interruptible
+    from surgery.training.trainer import Interruptible
 
-    with interruptible(trainer.watch, trainer.args.world_size):
+    with Interruptible(trainer.watch, trainer.args.world_size):
         yield
 
 

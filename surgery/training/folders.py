@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +35,7 @@ def write_text(path: Path, text: str) -> None:
     staged = path.with_name(path.name + ".writing")
     try:
         staged.write_text(text, encoding="utf-8")
-        os.replace(staged, path)
+        staged.replace(path)
     except OSError:
         staged.unlink(missing_ok=True)
         raise
@@ -68,5 +67,5 @@ def _is_full(error: Exception, folder: Path) -> bool:
     words = str(error).lower()
     if any(text in words for text in _FULL_WORDS):
         return True
-    place = next((parent for parent in (folder, *folder.parents) if parent.exists()), Path("."))
+    place = next((parent for parent in (folder, *folder.parents) if parent.exists()), Path())
     return isinstance(error, OSError) and error.errno == errno.EIO and shutil.disk_usage(place).free < _LITTLE

@@ -41,7 +41,7 @@ def load_from_hub(spec: DataSpec, known: tuple[str, ...] = ()) -> dict[str, Tabl
 
 def _load(spec: DataSpec, known: tuple[str, ...]) -> Any:
     # Imported late: datasets is slow to import, and files do not need it.
-    import datasets  # type: ignore[import-untyped]
+    import datasets
 
     before = datasets.utils.logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()

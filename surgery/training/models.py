@@ -82,7 +82,7 @@ def load_model(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if ref.revision is not None:
         options["revision"] = ref.revision
-    with preserved_randomness(), _quiet():
+    with preserved_randomness(), _Quiet():
         model, info = _load_weights(ref, source, auto_class, registry, {**options, **_label_options(labels)})
         tokenizer = _load_tokenizer(ref, source, registry, options)
     new = _new_parameters(model, info, str(source))
@@ -205,7 +205,7 @@ def _model_folders(ref: str) -> list[str]:
     """Return the model folders beside the one that was meant, as the user would type them."""
     meant = Path(ref)
     found: list[str] = []
-    for parent in dict.fromkeys((meant.parent, Path("."))):
+    for parent in dict.fromkeys((meant.parent, Path())):
         if not parent.is_dir():
             continue
         for entry in sorted(os.scandir(parent), key=lambda entry: entry.name)[:1000]:
@@ -214,7 +214,7 @@ def _model_folders(ref: str) -> list[str]:
     return found
 
 
-class _quiet:
+class _Quiet:
     """Keep transformers from printing what is reported here in better words."""
 
     def __enter__(self) -> None:

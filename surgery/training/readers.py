@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ def _text(path: Path) -> str:
         data = path.read_bytes()
     except FileNotFoundError:
         folder = path.parent
-        names = os.listdir(folder) if folder.is_dir() else []
+        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
         raise DataError("no such file", str(path), nearest(path.name, names)) from None
     except OSError as error:
         raise DataError(

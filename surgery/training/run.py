@@ -47,7 +47,7 @@ class RunResult:
     fit: FitResult | None = None
 
 
-def train(
+def train(  # noqa: PLR0913 - everything after the star is optional or named
     spec: Spec,
     out: str | Path,
     *,
@@ -158,7 +158,7 @@ def _finish(
     try:
         operation.save(staged)
         shutil.rmtree(adapter, ignore_errors=True)
-        os.replace(staged, adapter)
+        staged.replace(adapter)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise

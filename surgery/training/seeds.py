@@ -28,11 +28,11 @@ def preserved_randomness() -> Iterator[None]:
     """Give the global generators back as they were: loading and training must not move the caller's."""
     import numpy as np
 
-    python, numpy = random.getstate(), np.random.get_state()
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - others seed it
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     try:
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
         random.setstate(python)
-        np.random.set_state(numpy)
+        np.random.set_state(numpy)  # noqa: NPY002 - others seed it

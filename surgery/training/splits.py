@@ -47,7 +47,7 @@ def limited(table: Table, split: str, limit: int | None) -> Table:
 def limits(given: Mapping[Any, int], override: Mapping[str, int] | int | None) -> Mapping[str, int]:
     """Return split -> most rows, where `override` (a number for every split, or some splits) wins."""
     if isinstance(override, int):
-        return {split: override for split in ("train", "validation", "test")}
+        return dict.fromkeys(("train", "validation", "test"), override)
     return {**given, **(override or {})}
 
 

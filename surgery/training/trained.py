@@ -41,6 +41,6 @@ def _whole_adapter(registry: Registry) -> str:
             options = adapter.options.model_validate({**adapter.defaults()})
             if all(adapter.claims(site) and adapter.parameters(site, options) == site.size for site in samples):
                 return name
-        except Exception:  # noqa: BLE001, S112 - a hint must not fail because a stranger's plugin cannot answer
+        except Exception:  # noqa: S112 - a hint must not fail because a stranger's plugin cannot answer
             continue
     return ""

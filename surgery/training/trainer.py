@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import threading
@@ -131,7 +130,7 @@ class OperationTrainer(Trainer):
 
     def _get_output_dir(self, trial: Any) -> str:
         folder: str = super()._get_output_dir(trial)
-        return os.path.join(folder, _STAGING) if self._staging else folder
+        return str(Path(folder) / _STAGING) if self._staging else folder
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint beside its place and move it there: what has its name is complete."""
@@ -153,7 +152,7 @@ class OperationTrainer(Trainer):
     def _publish(self, root: Path) -> None:
         name = f"checkpoint-{self.state.global_step}"
         shutil.rmtree(root / name, ignore_errors=True)
-        os.replace(root / _STAGING / name, root / name)
+        (root / _STAGING / name).replace(root / name)
         for old in root.glob("checkpoint-*"):
             if old.name != name:
                 shutil.rmtree(old, ignore_errors=True)
@@ -213,7 +212,7 @@ class _Watch(TrainerCallback):
             self._progress(step, total, self._description)
 
 
-class interruptible:
+class Interruptible:
     """Let the first Ctrl-C finish the running step; the second one stops at once.
 
     Only in a single process and its main thread: several processes must not stop at different steps.

@@ -97,9 +97,9 @@ def spec_of(bert: Path) -> Callable[..., Spec]:
 
 
 @pytest.fixture(scope="session")
-def real_data() -> Iterator[Path]:
+def real_data() -> Path:
     default = Path(__file__).parents[2].parent / "shared" / "data"
     folder = Path(os.environ.get("SURGERY_TEST_DATA", default))
     if not folder.is_dir():
         pytest.skip("no real data: set SURGERY_TEST_DATA to the folder that holds sst2/, lm_wikitext2/, ...")
-    yield folder
+    return folder

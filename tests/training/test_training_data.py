@@ -179,6 +179,12 @@ def test_a_folder_is_searched_for_its_splits(tmp_path: Path) -> None:
         load_data(None, COLUMNS, EMPTY, override=tmp_path)
 
 
+def test_a_folder_with_one_file(tmp_path: Path) -> None:
+    write_lines(tmp_path / "books.jsonl", sentences(30))
+    loaded = load_data(None, COLUMNS, EMPTY, override=str(tmp_path))
+    assert sum(len(rows) for rows in loaded.splits.values()) == 30
+
+
 def test_a_folder_without_training_rows(tmp_path: Path) -> None:
     write_lines(tmp_path / "dev.jsonl", sentences(4))
     with pytest.raises(DataError, match="no training file among: dev.jsonl"):

@@ -96,7 +96,7 @@ def test_the_result_counts_what_was_seen(spec_of: SpecOf, registry: Registry, ro
     result, _, _ = trained(spec, registry, rows)
     assert (result.updates, result.examples) == (5, 40)
     assert [point.step for point in result.history] == [0, 2, 4, 5]
-    assert [point.tokens for point in result.history][0] == 0
+    assert result.history[0].tokens == 0
     assert result.history[-1].tokens == result.tokens
     assert result.history[0].train_loss is None
     assert result.history[-1].train_loss == result.losses[-1]
@@ -222,7 +222,7 @@ def test_divergence_is_told_and_stops(spec_of: SpecOf, registry: Registry, rows:
 
 def test_callers_randomness_is_left_alone(spec_of: SpecOf, registry: Registry, rows: Any) -> None:
     torch.manual_seed(5)
-    np.random.seed(5)  # noqa: NPY002 - the global generator is what the Trainer seeds
+    np.random.seed(5)
     expected = (torch.random.get_rng_state(), np.random.get_state()[1].tolist())  # type: ignore[index]
     trained(spec_of(LORA), registry, rows)
     assert torch.equal(torch.random.get_rng_state(), expected[0])
@@ -345,5 +345,3 @@ def test_step_times_leave_the_warm_up_out() -> None:
     assert (times.median, times.p25, times.p75) == (3.0, 2.0, 4.0)
     assert StepTimes.of([], []).median == 0.0
     assert StepTimes.of([2.0], [2.0]).median == 2.0
-
-

@@ -97,9 +97,7 @@ def test_damaged_weights(bert: Path, registry: Registry, tmp_path: Path) -> None
     assert refused(str(tmp_path / "cut"), registry).what.startswith("the model cannot be loaded")
 
 
-def test_an_unknown_model_names_its_neighbours(
-    bert: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unknown_model_names_its_neighbours(bert: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     error = refused(str(bert.parent / "tiny-bret"), registry)
     assert error.what == f"unknown model '{bert.parent}/tiny-bret'"
@@ -184,5 +182,3 @@ def test_skeletons_that_cannot_be(bert: Path, registry: Registry, tmp_path: Path
         source.skeleton(bert, "AutoModelForPoetry")
     with pytest.raises(CheckpointError, match="cannot be built for model type 'bert'"):
         source.skeleton(bert, "AutoModelForImageClassification")
-
-

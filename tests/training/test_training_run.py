@@ -192,9 +192,7 @@ def test_ctrl_c_before_training(spec: Spec, registry: Registry, rows: Any, tmp_p
 @pytest.mark.usefixtures("eager")
 def test_resuming_with_other_data_is_refused(spec: Spec, registry: Registry, rows: Any, tmp_path: Path) -> None:
     refused(spec, tmp_path / "a", registry=registry, data=rows, progress=Stop(3))
-    error = refused(
-        spec, tmp_path / "a", registry=registry, data={**rows, "train": sentences(50)}, resume=True
-    )
+    error = refused(spec, tmp_path / "a", registry=registry, data={**rows, "train": sentences(50)}, resume=True)
     assert error.what == "the run began with other inputs: data.train differ"
 
 
