@@ -23,8 +23,9 @@ language: en
 
 # A small GPT-2 that has read the Python standard library
 
-{parameters:,} parameters in float32. It exists so that adapting a causal language model can be shown and tested in seconds on a
-CPU, without a download. It completes Python-like text; it is of no other use, and nothing it writes should be relied on.
+{parameters:,} parameters in float32. It exists so that adapting a causal language model can be shown and tested in
+seconds on a CPU, without a download. It completes Python-like text; it is of no other use, and nothing it writes
+should be relied on.
 
 ## How it was made
 
@@ -32,26 +33,31 @@ CPU, without a download. It completes Python-like text; it is of no other use, a
 PYTHONPATH=plugins python -m surgery_demo.pretrain --out plugins/surgery_demo/gpt2
 ```
 
-on one thread of a CPU in {minutes:.0f} minutes of wall time, seed {seed}, with Python {python}, PyTorch {torch}, transformers {transformers} and tokenizers
-{tokenizers}. `pretrain.log` is what that command printed. Another Python version has another standard library and gives another
-model; another CPU rounds differently.
+on one thread of a CPU in {minutes:.0f} minutes of wall time, seed {seed}, with Python {python}, PyTorch {torch},
+transformers {transformers} and tokenizers {tokenizers}. `pretrain.log` is what that command printed. Another Python
+version has another standard library and gives another model; another CPU rounds differently.
 
 | | |
 |---|---|
-| architecture | `GPT2LMHeadModel`: width {width}, {layers} layers, {heads} heads, {context} positions, tied embeddings |
+| architecture | `GPT2LMHeadModel` with tied embeddings |
+| size | width {width}, {layers} layers, {heads} heads, {context} positions |
 | activation | `gelu_pytorch_tanh` (the function GPT-2 calls `gelu_new`, in one kernel) |
 | dropout | 0.0 everywhere, in pretraining and in the shipped configuration |
-| tokenizer | byte-level BPE, {vocabulary} entries, trained on the training text; `<|endoftext|>` ends a text, `<|pad|>` pads |
-| optimizer | Muon for the blocks' matrices (peak rate {matrix_rate}), AdamW for the rest (peak rate {other_rate}), linear decay to 0 |
+| generation | `generation_config.json` sets `repetition_penalty` 1.2: greedy decoding would repeat itself without it |
+| tokenizer | byte-level BPE, {vocabulary} entries, trained on the training text |
+| special tokens | id 0 ends a text, id 1 pads |
+| optimizer | Muon for the blocks' matrices (peak rate {matrix_rate}), AdamW for the rest (peak rate {other_rate}) |
+| schedule | 100 steps of warm-up, then a straight line to 0 |
 | precision | matrix products in bfloat16 (autocast); parameters, gradients and optimizer in float32 |
 | steps | {steps:,} of {batch} windows of {context} tokens |
 | tokens seen | {seen_tokens:,}, that is {passes:.1f} passes over {train_tokens:,} |
 
 ## Data
 
-The source files of the standard library of Python {python}, docstrings and comments included, without its tests, IDLE, `lib2to3` and
-the tables in `encodings`; and the language reference's text that `help()` shows (`pydoc_data/topics.py`). See
-`surgery_demo.corpora.stdlib_text`. Whole top-level modules are held out, chosen by name with SHA-256:
+The source files of the standard library of Python {python}, docstrings and comments included, without its tests, IDLE,
+`lib2to3` and the tables in `encodings`; and the language reference's text that `help()` shows
+(`pydoc_data/topics.py`). See `surgery_demo.corpora.stdlib_text`. Whole top-level modules are held out, chosen by name
+with SHA-256:
 
 | split | characters | use |
 |---|---|---|

@@ -6,10 +6,11 @@
 | `torch_docstrings`  | text                    | a new domain for a causal language model                  |
 | `stdlib_text`       | text                    | what the small GPT-2 was pretrained on; measures forgetting |
 
-Every collection is split by file (never a file in two splits) with SHA-256, not Python's `hash`, so the same installation gives
-the same rows in every process. The split does not depend on `seed`, which only chooses and orders rows: whatever the seed, a
-training row never appears in a test. The contents follow the installed Python and torch; another version gives other rows.
-Results are kept in memory for the life of the process, never on disk. None of the functions imports torch.
+Every collection is split by file (never a file in two splits) with SHA-256, not Python's `hash`, so the same
+installation gives the same rows in every process. The split does not depend on `seed`, which only chooses and orders
+rows: whatever the seed, a training row never appears in a test. The contents follow the installed Python and torch;
+another version gives other rows. Results are kept in memory for the life of the process, never on disk. None of the
+functions imports torch.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ SPLITS = ("train", "validation", "test")
 _STDLIB_TEXT_SALT = 14
 # The folders whose docstrings say most per second of parsing; the rest of torch is three times as much text.
 _TORCH_FOLDERS = (
-    "nn", "optim", "distributions", "autograd", "utils", "linalg", "fft", "special", "amp", "cuda", "ao", "profiler", "func",
+    "nn", "optim", "distributions", "autograd", "utils", "linalg", "fft", "special", "amp", "cuda", "ao", "profiler",
+    "func",
 )  # fmt: skip
 _TORCH_MODULES = ("_torch_docs.py", "_tensor_docs.py", "_tensor.py", "functional.py", "serialization.py", "hub.py")
 
@@ -50,10 +52,10 @@ def stdlib_docstrings(
 ) -> Splits:
     """First paragraphs of standard-library docstrings, labelled with the library-reference chapter of their module.
 
-    Rows are `{"text": ..., "label": ...}` with a label from `CHAPTERS`. Sizes are numbers of rows, upper bounds where the
-    installation has fewer; rows are drawn as evenly over the chapters as they last. `per_file` bounds how many docstrings one
-    file may give, so that no label is one file's style. A text occurs once at most in all splits together, and texts seen
-    under two labels are left out.
+    Rows are `{"text": ..., "label": ...}` with a label from `CHAPTERS`. Sizes are numbers of rows, upper bounds where
+    the installation has fewer; rows are drawn as evenly over the chapters as they last. `per_file` bounds how many
+    docstrings one file may give, so that no label is one file's style. A text occurs once at most in all splits
+    together, and texts seen under two labels are left out.
     """
     _check_sizes(train=train, validation=validation, test=test, per_file=per_file)
     pools = _labelled_pools(per_file)
@@ -85,10 +87,10 @@ def stdlib_text(
 ) -> Splits:
     """Standard-library source, docstrings included, as the small GPT-2 saw it in pretraining.
 
-    Rows are `{"text": ...}`: consecutive pieces of a file of at most `characters` characters, cut at line ends. Sizes are upper
-    bounds in rows; None takes all. "validation" and "test" hold whole top-level modules that pretraining never saw, chosen by
-    module name, so a module that another Python version turned into a package stays held out: losses on them measure
-    forgetting.
+    Rows are `{"text": ...}`: consecutive pieces of a file of at most `characters` characters, cut at line ends. Sizes
+    are upper bounds in rows; None takes all. "validation" and "test" hold whole top-level modules that pretraining
+    never saw, chosen by module name, so a module that another Python version turned into a package stays held out:
+    losses on them measure forgetting.
     """
     _check_sizes(train=train, validation=validation, test=test, characters=characters)
     pools = _stdlib_pools(characters)
@@ -131,11 +133,11 @@ def _labelled_pools(per_file: int) -> dict[str, list[dict[str, str]]]:
 
 
 def _shared_out(files: Iterable[tuple[str, list[str]]]) -> list[tuple[str, list[str]]]:
-    """Give whole files to splits: in an order fixed by their names, each to the split that is furthest below its share."""
+    """Give whole files to splits: in an order fixed by their names, each to the split furthest below its share."""
     share = {"train": 0.68, "validation": 0.10, "test": 0.22}
     held = dict.fromkeys(share, 0)
     given: list[tuple[str, list[str]]] = []
-    for name, texts in sorted(files, key=lambda item: digest("chapters", item[0])):
+    for _, texts in sorted(files, key=lambda item: digest("chapters", item[0])):
         split = min(share, key=lambda split: (held[split] + len(texts)) / share[split])
         held[split] += len(texts)
         given.append((split, texts))
@@ -155,8 +157,8 @@ def _torch_pools(characters: int) -> dict[str, list[dict[str, str]]]:
         split = "test" if share < 15 else "validation" if share < 28 else "train"
         source = file.read()
         texts = _long_strings(source) if "add_docstr(" in source else docstrings(source)
-        for text in texts:
-            text = _pieces(text, characters)[0] if len(text) >= 120 else ""
+        for whole in texts:
+            text = _pieces(whole, characters)[0] if len(whole) >= 120 else ""
             if text and text not in seen:
                 seen.add(text)
                 pools[split].append({"text": text})
@@ -201,7 +203,7 @@ def _reference_topics() -> list[str]:
 
 
 def _pieces(text: str, characters: int) -> list[str]:
-    """`text` in consecutive pieces of at most `characters` characters, cut at line ends where lines are short enough."""
+    """`text` in consecutive pieces of at most `characters` characters, cut at line ends where that is possible."""
     pieces: list[str] = []
     held = ""
     for line in text.splitlines(keepends=True):

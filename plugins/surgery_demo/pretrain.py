@@ -2,13 +2,15 @@
 
     PYTHONPATH=plugins python -m surgery_demo.pretrain --out DIR
 
-trains a byte-level BPE tokenizer and a GPT-2 of about 1.3 million parameters on one CPU thread, and writes a folder that
-`AutoModelForCausalLM.from_pretrained` loads. Stopped runs resume from DIR/state.pt when started again with the same arguments.
+trains a byte-level BPE tokenizer and a GPT-2 of about 1.3 million parameters on one CPU thread, and writes a folder
+that `AutoModelForCausalLM.from_pretrained` loads. Stopped runs resume from DIR/state.pt when started again with the
+same arguments.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,7 +20,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -32,7 +34,7 @@ _PIECE_CHARACTERS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a pretraining run depends on besides the text: same settings and text, same model up to the CPU's rounding."""
+    """What a pretraining run depends on besides the text; both the same give the same model on the same CPU."""
 
     steps: int = 6600
     batch: int = 8
@@ -58,15 +60,15 @@ def train_tokenizer(texts: list[str], vocabulary: int, context: int) -> PreTrain
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=PAD, model_max_length=context
-    )
+    # Named with a type because the class's own constructor has none.
+    build: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast
+    return build(tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=PAD, model_max_length=context)
 
 
 def new_model(settings: Settings, end: int, pad: int) -> GPT2LMHeadModel:
-    """A freshly initialised GPT-2 in float32 with tied embeddings and no dropout (it sees its text only a few times)."""
+    """A new GPT-2 in float32 with tied embeddings and no dropout: each text is seen a few times only."""
     torch.manual_seed(settings.seed)
-    return GPT2LMHeadModel(
+    model = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=settings.vocabulary,
             n_positions=settings.context,
@@ -83,6 +85,9 @@ def new_model(settings: Settings, end: int, pad: int) -> GPT2LMHeadModel:
             pad_token_id=pad,
         )
     )
+    # So small a model repeats itself when decoded greedily; with this, its default continuations look like code.
+    model.generation_config.repetition_penalty = 1.2
+    return model
 
 
 def make_optimizers(model: nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
@@ -123,25 +128,14 @@ def pretrain(out: Path, settings: Settings, say: Callable[[str], None]) -> dict[
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         for group, peak in zip(groups, peaks, strict=True):
             group["lr"] = peak * rate_factor(step, settings.steps)
-        # bfloat16 for the products only: parameters, gradients and the optimizer stay float32.
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-            loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        running += loss.item()
+        running += _step(model, optimizers, ids)
         done = step + 1
         if done % 100 == 0:
             say(f"step {done:5d}  train {running / 100:.4f}  {time.perf_counter() - started:6.0f} s")
             running = 0.0
         if done % 600 == 0 or done == settings.steps:
             loss_now = held_out_loss(model, tokenizer, texts["validation"], context=settings.context)
-            say(
-                f"step {done:5d}  validation {loss_now.nats_per_token:.4f} nats/token {loss_now.bits_per_byte:.4f} bits/byte"
-            )
+            say(f"step {done:5d}  validation {loss_now}")
             if loss_now.nats_per_token < best:
                 best = loss_now.nats_per_token
                 model.save_pretrained(out)
@@ -163,15 +157,29 @@ def pretrain(out: Path, settings: Settings, say: Callable[[str], None]) -> dict[
         "characters": {split: sum(map(len, rows)) for split, rows in texts.items()},
     }
     for split in ("validation", "test"):
-        facts[split] = held_out_loss(model, tokenizer, texts[split], context=settings.context)
-        say(f"{split}: {facts[split].nats_per_token:.4f} nats/token, {facts[split].bits_per_byte:.4f} bits/byte")
+        loss_now = facts[split] = held_out_loss(model, tokenizer, texts[split], context=settings.context)
+        say(f"{split}: {loss_now.nats_per_token:.4f} nats/token, {loss_now.bits_per_byte:.4f} bits/byte")
     return facts
+
+
+def _step(model: nn.Module, optimizers: list[torch.optim.Optimizer], ids: Tensor) -> float:
+    """One update on token ids of shape (batch, context + 1); returns the loss before it."""
+    # bfloat16 for the products only: parameters, gradients and the optimizer stay float32.
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+        loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    torch.autograd.backward(loss)
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    return loss.item()
 
 
 def _resume(
     state_file: Path, settings: Settings, model: nn.Module, optimizers: list[torch.optim.Optimizer]
 ) -> tuple[int, float, float]:
-    """Load an earlier state of the same run; returns the step to go on from, the best loss and the seconds spent so far."""
+    """Load an earlier state of the same run; returns the next step, the best loss and the seconds spent so far."""
     if not state_file.exists():
         return 0, float("inf"), 0.0
     state = torch.load(state_file, weights_only=True)
@@ -204,7 +212,8 @@ def main() -> None:
     with (out / "pretrain.log").open("a", encoding="utf-8") as log:
 
         def say(line: str) -> None:
-            print(line, flush=True)
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
             print(line, file=log, flush=True)
 
         facts = pretrain(out, settings, say)

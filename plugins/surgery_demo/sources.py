@@ -1,7 +1,7 @@
 """Reading Python source that is already on this machine: files, docstrings, and a split that never changes.
 
-Nothing here imports the modules it reads; text is taken with `ast` from the files alone, so reading has no side effects and
-costs only the parse.
+Nothing here imports the modules it reads; text is taken with `ast` from the files alone, so reading has no side
+effects and costs only the parse.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class SourceFile:
     path: Path
 
     def read(self) -> str:
-        """The file's text with `\\n` line ends, or "" where it cannot be read as UTF-8 (such a file is simply skipped)."""
+        """The file's text with Unix line ends, or "" where it cannot be read as UTF-8: such a file is skipped."""
         try:
             return self.path.read_text(encoding="utf-8").replace("\r\n", "\n")
         except (OSError, UnicodeDecodeError):
@@ -55,8 +55,8 @@ def stdlib_files() -> list[SourceFile]:
 def package_files(package: str, folders: Sequence[str], modules: Sequence[str] = ()) -> list[SourceFile]:
     """Python files of an installed top-level package, found without importing it.
 
-    `folders` are walked, `modules` are single files, both relative to the package. An absent package gives an empty list:
-    the caller knows what to tell the user.
+    `folders` are walked, `modules` are single files, both relative to the package. An absent package gives an
+    empty list: the caller knows what to tell the user.
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -71,7 +71,7 @@ def package_files(package: str, folders: Sequence[str], modules: Sequence[str] =
 
 
 def docstrings(text: str) -> Iterator[str]:
-    """The cleaned docstrings of a module, its classes and its functions, in source order; nothing for unparsable text."""
+    """The cleaned docstrings of a module, its classes and its functions, breadth first; none for unparsable text."""
     try:
         with warnings.catch_warnings():
             # Old escapes such as "\d" warn when parsed; they are not the reader's business.

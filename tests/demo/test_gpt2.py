@@ -14,8 +14,8 @@ from surgery_demo import corpora
 from surgery_demo.packing import held_out_loss, pack, training_batches
 
 FOLDER = Path(surgery_demo.__file__).resolve().parent / "gpt2"
-# Held-out loss is 2.9 nats per token where the model was made (see CARD.md); other Python versions hold other modules out.
-HELD_OUT_BOUND = 3.3
+# Held-out loss is 2.78 nats per token where the model was made (see CARD.md); other Python versions hold other modules out.
+HELD_OUT_BOUND = 3.1
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_the_tokenizer_gives_back_every_byte(model: Any, tokenizer: Any) -> None
 
 
 def test_it_predicts_held_out_standard_library_text(model: Any, tokenizer: Any) -> None:
-    texts = [row["text"] for row in corpora.stdlib_text(train=0, validation=0, test=24)["test"]]
+    texts = [row["text"] for row in corpora.stdlib_text(train=0, validation=0, test=40)["test"]]
     loss = held_out_loss(model, tokenizer, texts)
     assert loss.nats_per_token < HELD_OUT_BOUND
     assert loss.tokens > 5000
