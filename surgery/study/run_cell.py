@@ -19,12 +19,13 @@ from surgery.errors import DataError
 from surgery.registry import Registry
 from surgery.study.cells import Cell
 from surgery.study.record import Budget, CellRecord, CurvePoint, Lost, Majority, Memory, Timing
+from surgery.study.scheduler import named
 
 if TYPE_CHECKING:
     from surgery.operation import Operation
     from surgery.training import Evaluation, FitResult, Session
 
-__all__ = ["ADAPTERS", "CellRunner", "run_cell", "versions"]
+__all__ = ["ADAPTERS", "CellRunner", "forget_sessions", "preflight", "run_cell", "versions"]
 
 ADAPTERS = "adapters"
 """Folder, inside a study's, of the adapter checkpoints of final runs."""
@@ -46,6 +47,24 @@ class CellRunner:
 
     def __call__(self, cell: Cell) -> CellRecord:
         return run_cell(cell, self.folder, self.registry)
+
+
+def preflight(cells: Sequence[Cell], registry: Registry) -> None:
+    """Load and plan one cell of every arm, so that a mistake in the last arm is told before the first one trains.
+
+    Raises:
+        SurgeryError: what is wrong, with the arm.
+    """
+    for cell in {cell.arm: cell for cell in cells}.values():
+        try:
+            _known(cell, _session(cell, registry))
+        except Exception as error:
+            raise named(cell, error) from error
+
+
+def forget_sessions() -> None:
+    """Let go of the model that `preflight` loaded, where other processes do the work."""
+    _warm.clear()
 
 
 def run_cell(cell: Cell, folder: Path, registry: Registry) -> CellRecord:

@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 
 from surgery.errors import Problem, SurgeryError, TrainingError
 
-__all__ = ["InProcess", "LocalPool", "Scheduler", "Titled", "local_engine", "width"]
+__all__ = ["InProcess", "LocalPool", "Scheduler", "Titled", "local_engine", "named", "width"]
 
 
 class Titled(Protocol):
@@ -57,7 +57,7 @@ class InProcess:
                 try:
                     result = work(job)
                 except Exception as error:  # whatever a plugin raises, the user needs to know in which cell
-                    raise _named(job, error) from error
+                    raise named(job, error) from error
             yield job, result
 
     def close(self) -> None:
@@ -115,7 +115,7 @@ class LocalPool:
                     lost = [job.title, *(other.title for other in running.values())]
                     raise _died(lost) from error
                 except Exception as error:
-                    failure = failure or _named(job, error)
+                    failure = failure or named(job, error)
                 else:
                     yield job, result
         if failure is not None:
@@ -157,7 +157,7 @@ def _free_bytes() -> int:
     return min(free, limit - used)
 
 
-def _named(job: Titled, error: Exception) -> SurgeryError:
+def named(job: Titled, error: Exception) -> SurgeryError:
     """Return `error` as one that says in which job it happened."""
     if isinstance(error, SurgeryError):
         problems = [

@@ -16,8 +16,8 @@ from surgery.study.cells import Cell, final_cells, tuning_cells
 from surgery.study.choose import Choice, choose_rates
 from surgery.study.record import CellRecord
 from surgery.study.results import RESULTS, STUDY, Results, read_records, write_atomically
-from surgery.study.run_cell import CellRunner, versions
-from surgery.study.scheduler import Scheduler, local_engine
+from surgery.study.run_cell import CellRunner, forget_sessions, preflight, versions
+from surgery.study.scheduler import InProcess, Scheduler, local_engine
 from surgery.study.spec import StudySpec, load_study
 from surgery.study.summary import Summary, summarise
 from surgery.study.tables import write_tables
@@ -98,11 +98,13 @@ def compare(
     folder = Path(out)
     identity = {"hash": study.hash, "name": study.name, "spec": json.loads(study.canonical_json())}
     with Results.opened(folder, identity) as results:
-        runner = runner or CellRunner(folder, registry)
         owned = engine or local_engine(_most_cells(study), workers or _one_per_gpu(), _job_bytes(study, registry))
         try:
-            driver = _Driver(study, results, runner, owned, progress)
-            driver.refuse_other_versions(versions(registry))
+            driver = _Driver(study, results, runner or CellRunner(folder, registry), owned, progress)
+            if not driver.is_finished:
+                driver.refuse_other_versions(versions(registry))
+                if runner is None:
+                    driver.check(registry)
             order, choices = driver.run()
         finally:
             if engine is None:
@@ -152,12 +154,28 @@ class _Driver:
     engine: Scheduler
     progress: Progress | None
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to run."""
+        return len(self.results.records) >= len(self._foreseen())
+
+    def check(self, registry: Registry) -> None:
+        """Find mistakes of any arm before hours of training."""
+        cells = self._foreseen()
+        self._tell(0, len(cells), "planning every arm")
+        preflight(cells, registry)
+        if not isinstance(self.engine, InProcess):
+            forget_sessions()
+
+    def _foreseen(self) -> list[Cell]:
+        """Return every cell, the final ones at any of their rates: how many there are does not depend on it."""
+        any_rate = {arm: spec.learning_rate[0] for arm, spec in self.study.arms.items()}
+        return [*tuning_cells(self.study), *final_cells(self.study, any_rate)]
+
     def run(self) -> tuple[list[Cell], tuple[Choice, ...]]:
         """Run what is left; return all cells in their final order, and the chosen learning rates."""
         tuning = tuning_cells(self.study)
-        # How many final cells there are does not depend on the rates.
-        any_rate = {arm: spec.learning_rate[0] for arm, spec in self.study.arms.items()}
-        total = len(tuning) + len(final_cells(self.study, any_rate))
+        total = len(self._foreseen())
         self._run(tuning, 0, total)
         choices = choose_rates(self.study, _typed([self.results.records[cell.key] for cell in tuning]))
         final = final_cells(self.study, {choice.arm: choice.rate for choice in choices})
@@ -184,7 +202,7 @@ class _Driver:
             self._tell(done, total, f"{len(cells) - len(left)} cells were finished before")
         if not left:
             return
-        self._tell(done, total, f"running {left[0].title}")
+        self._tell(done, total, f"{left[0].title} begins")
         for cell, record in self.engine.map(self.runner, left):
             self.results.append(cast("dict[str, Any]", record))
             done += 1

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from surgery.report.plots.drawing import Drawing, Looks, sample
+from surgery.report.plots.drawing import Drawing, Looks, plain, sample
 from surgery.study import Comparison
 from surgery.study.record import CellRecord
 from surgery.study.statistics import across_seeds
@@ -38,7 +38,7 @@ def loss_curves(comparison: Comparison, looks: Looks) -> Drawing | None:
         for arm, (steps, mean, low, high) in lines.items():
             look = looks[arm]
             axes.fill_between(steps, low, high, color=look.colour, alpha=0.16, linewidth=0)
-            axes.plot(steps, mean, color=look.colour, linestyle=look.dash, label=summary.row(arm).label)
+            axes.plot(steps, mean, color=look.colour, linestyle=look.dash, label=plain(summary.row(arm).label))
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("validation loss [nats]")
         axes.set_xlim(left=0)

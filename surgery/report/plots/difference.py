@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from surgery.report.palette import GRID, INK, MUTED, SURFACE
-from surgery.report.plots.drawing import Drawing, Looks, sample, wrapped
+from surgery.report.plots.drawing import Drawing, Looks, plain, sample, wrapped
 from surgery.study import Comparison, Row
 from surgery.study.words import Unit, unit_of
 
@@ -29,7 +29,9 @@ def differences(comparison: Comparison, looks: Looks) -> Drawing | None:
 
     def draw(axes: Axes) -> None:
         _draw(axes, rows, looks, unit, summary.margin)
-        axes.set_xlabel(f"{summary.metric['name']}, difference to {reference}{f' [{unit.name}]' if unit.name else ''}")
+        axes.set_xlabel(
+            f"{summary.metric['name']}, difference to {plain(reference)}{f' [{unit.name}]' if unit.name else ''}"
+        )
 
     return Drawing(
         "difference",

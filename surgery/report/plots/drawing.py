@@ -13,7 +13,7 @@ from surgery.study import Summary
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Drawing", "Looks", "sample", "wrapped"]
+__all__ = ["Drawing", "Looks", "plain", "sample", "wrapped"]
 
 Looks: TypeAlias = Mapping[str, Look]
 """Arm -> how it is drawn."""
@@ -47,6 +47,11 @@ def sample(summary: Summary, items: bool = True) -> str:
     return f"{seeds}, n = {summary.items:,} test items." if items else f"{seeds}."
 
 
+def plain(label: str) -> str:
+    """Return `label` so that matplotlib takes no dollar sign for mathematics."""
+    return label.replace("$", r"\$")
+
+
 def wrapped(label: str) -> str:
     """Return `label` in lines that fit beside an axis."""
-    return "\n".join(textwrap.wrap(label, 16, break_long_words=False)) or label
+    return "\n".join(textwrap.wrap(plain(label), 16, break_long_words=False)) or label

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from surgery.report.palette import INK, MUTED, SURFACE
-from surgery.report.plots.drawing import Drawing, Looks, sample
+from surgery.report.plots.drawing import Drawing, Looks, plain, sample
 from surgery.study import Comparison, Row
 from surgery.study.statistics import Estimate
 from surgery.study.words import Unit, unit_of
@@ -59,4 +59,4 @@ def _point(axes: Axes, row: Row, looks: Looks, unit: Unit) -> None:
         ends = [test.interval.low * unit.scale, test.interval.high * unit.scale]
         axes.plot([x, x], ends, color=look.colour, linewidth=1.2)
     axes.plot([x], [y], look.marker, color=look.colour, markersize=7, markeredgecolor=SURFACE)
-    axes.annotate(row.label, (x, y), xytext=(7, 6), textcoords="offset points", fontsize=8.5, color=INK)
+    axes.annotate(plain(row.label), (x, y), xytext=(7, 6), textcoords="offset points", fontsize=8.5, color=INK)

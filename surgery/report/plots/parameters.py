@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from surgery.report.palette import GRID, INK, MUTED, SURFACE
-from surgery.report.plots.drawing import Drawing, Looks, sample
+from surgery.report.plots.drawing import Drawing, Looks, plain, sample
 from surgery.study import Comparison, Row
 from surgery.study.words import unit_of
 
@@ -86,10 +86,9 @@ def _point(axes: Axes, row: Row, looks: Looks, scale: float, *, above: bool) -> 
         color=look.colour,
         markersize=7,
         markeredgecolor=SURFACE,
-        label=row.label,
     )
     axes.annotate(
-        row.label,
+        plain(row.label),
         (_trainable(row), estimate.mean * scale),
         xytext=(0, 10 if above else -17),
         textcoords="offset points",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from surgery.report.numbers import rate
 from surgery.report.palette import SURFACE
-from surgery.report.plots.drawing import Drawing, Looks
+from surgery.report.plots.drawing import Drawing, Looks, plain
 from surgery.study import Comparison
 from surgery.study.choose import Choice
 
@@ -28,7 +28,7 @@ def learning_rates(comparison: Comparison, looks: Looks) -> Drawing | None:
 
     def draw(axes: Axes) -> None:
         for choice in swept:
-            _line(axes, choice, looks, summary.row(choice.arm).label, worst)
+            _line(axes, choice, looks, plain(summary.row(choice.arm).label), worst)
         axes.set_xscale("log")
         axes.set_xlabel("learning rate")
         axes.set_ylabel("validation loss [nats]")

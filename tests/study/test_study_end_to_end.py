@@ -1,0 +1,230 @@
+"""Real studies on tiny models: everything between a study file and its verdicts, once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from surgery.errors import DataError, PlanError
+from surgery.registry import Registry, load_registry
+from surgery.study import Comparison, StudySpec, compare
+from surgery.study.results import without_timings
+
+WORDS = "the a good bad fine poor film book plot scene was is very not really great awful slow bright dull".split()
+HEAD = {"head": [{"role": r"head\..*", "adapter": "full"}], "head_learning_rate": 5e-3}
+
+
+def write_rows(path: Path, count: int, start: int) -> None:
+    rows = []
+    for index in range(start, start + count):
+        words = [WORDS[(index * 7 + place * 3) % len(WORDS)] for place in range(4 + index % 5)]
+        words.insert(index % 3, "great" if index % 2 else "awful")
+        rows.append({"text": " ".join(words), "label": "good" if index % 2 else "bad"})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def save_tokenizer(folder: Path, special: list[str], **names: str) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: index for index, word in enumerate([*special, *WORDS])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=names["unk_token"]))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=32, **names).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return load_registry()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("data")
+    splits = {"train": (120, 0), "validation": (40, 500), "test": (60, 900)}
+    for name, (count, start) in splits.items():
+        write_rows(folder / f"{name}.jsonl", count, start)
+    return {name: str(folder / f"{name}.jsonl") for name in splits}
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
+    import torch
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("models") / "bert"
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    save_tokenizer(folder, ["[PAD]", "[UNK]"], unk_token="[UNK]", pad_token="[PAD]")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> str:
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("models") / "gpt2"
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2, n_positions=32, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    save_tokenizer(folder, ["<end>", "<unk>"], unk_token="<unk>", eos_token="<end>")
+    return str(folder)
+
+
+def bert_study(model: str, data: dict[str, str], **changes: Any) -> StudySpec:
+    keys: dict[str, Any] = {
+        "name": "tiny-bert",
+        "model": model,
+        "task": {"kind": "text-classification", "max_length": 24},
+        "data": data,
+        "training": {"steps": 8, "batch_size": 8, "evaluate_every": 4},
+        "seeds": [1, 2],
+        **HEAD,
+        "arms": {
+            "full": {"rules": [{"role": ".*", "adapter": "full"}], "learning_rate": 3e-3},
+            "lora": {
+                "rules": [{"role": r"attention\..*", "adapter": "lora", "rank": 2}],
+                "learning_rate": [1e-3, 1e-2],
+            },
+        },
+        "reference": "full",
+        "margin": 0.02,
+        "resamples": 1000,
+    }
+    return StudySpec(**{**keys, **changes})
+
+
+@pytest.fixture(scope="module")
+def compared(
+    bert: str, data: dict[str, str], registry: Registry, tmp_path_factory: pytest.TempPathFactory
+) -> Comparison:
+    told: list[tuple[int, int, str]] = []
+    folder = tmp_path_factory.mktemp("study") / "out"
+    comparison = compare(
+        bert_study(bert, data),
+        folder,
+        registry=registry,
+        workers=1,
+        progress=lambda done, total, description: told.append((done, total, description)),
+    )
+    assert told[-1][:2] == (8, 8)
+    assert all(earlier[0] <= later[0] for earlier, later in zip(told, told[1:], strict=False))
+    return comparison
+
+
+def test_every_cell_is_there_in_order(compared: Comparison) -> None:
+    found = [(record["arm"], record["phase"], record["seed"]) for record in compared.records]
+    assert found == [
+        ("lora", "tune", 0),
+        ("lora", "tune", 0),
+        ("frozen", "final", 1),
+        ("full", "final", 1),
+        ("lora", "final", 1),
+        ("lora", "final", 2),
+        ("full", "final", 2),
+        ("frozen", "final", 2),
+    ]
+    assert [row.arm for row in compared.summary.rows] == ["full", "lora", "frozen", "majority"]
+
+
+def test_all_arms_were_treated_alike(compared: Comparison) -> None:
+    failed = [check for check in compared.summary.checks if check.status == "fail"]
+    assert failed == []
+    by_name = {check.name: check.status for check in compared.summary.checks}
+    for name in ("base weights", "order of the training examples", "initial head tensors", "test split"):
+        assert by_name[name] == "pass"
+    assert compared.summary.test_reads == 6
+
+
+def test_merging_and_back_leaves_every_bit(compared: Comparison) -> None:
+    for record in compared.records:
+        if record["phase"] == "final":
+            assert record["merge"] is not None
+            assert record["merge"]["differ"] == 0
+            assert record["merge"]["elements"] > 5000
+            assert record["merge"]["logit_change"] is not None
+            assert record["merge"]["logit_change"] < 1e-4
+
+
+def test_the_saved_adapter_is_the_one_that_was_scored(compared: Comparison, registry: Registry) -> None:
+    from surgery.operation import load_adapter
+    from surgery.study.cells import final_cells
+    from surgery.training import prepare
+    from surgery.training.fit import evaluate
+
+    rates = {choice.arm: choice.rate for choice in compared.summary.choices}
+    cell = next(cell for cell in final_cells(compared.study, rates) if (cell.arm, cell.seed) == ("lora", 2))
+    record = next(record for record in compared.records if record["key"] == cell.key)
+    folder = compared.folder / "adapters" / cell.folder
+    assert record["checkpoint_bytes"] == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    # A session of another seed: the adapter brings its own head.
+    session = prepare(cell.spec, registry, seed=5)
+    with load_adapter(session.model, folder, registry=registry):
+        again = evaluate(session, "test")
+    assert record["items"] is not None
+    assert again.items["prediction"].tolist() == record["items"]["prediction"]
+    assert again.items["loss"].tolist() == record["items"]["loss"]
+
+
+def test_two_processes_give_the_same_records(compared: Comparison, registry: Registry, tmp_path: Path) -> None:
+    again = compare(compared.study, tmp_path / "out", registry=registry, workers=2)
+    plain = [without_timings(record) for record in again.records]  # type: ignore[arg-type]
+    assert plain == [without_timings(record) for record in compared.records]  # type: ignore[arg-type]
+
+
+def test_a_causal_model_without_a_head_and_what_it_forgets(
+    gpt2: str, data: dict[str, str], registry: Registry, tmp_path: Path
+) -> None:
+    arms = {
+        "full": {"rules": [{"role": ".*", "adapter": "full", "tied": "share"}], "learning_rate": 3e-3},
+        "lora": {"rules": [{"role": r"attention\.(query|value)", "adapter": "lora", "rank": 2}], "learning_rate": 1e-2},
+    }
+    study = bert_study(
+        gpt2,
+        data,
+        name="tiny-gpt2",
+        task={"kind": "causal-lm", "max_length": 16},
+        arms=arms,
+        head=(),
+        head_learning_rate=None,
+        forgetting={"data": {**data, "limit": {"test": 9}}},
+        seeds=[1],
+    )
+    comparison = compare(study, tmp_path / "out", registry=registry, workers=1)
+    summary = comparison.summary
+    assert [row.arm for row in summary.rows] == ["full", "lora", "frozen"]
+    frozen = summary.row("frozen")
+    assert frozen.forgetting is not None
+    assert frozen.forgetting.mean == 0
+    assert frozen.adapter == 0
+    full = summary.row("full")
+    assert full.forgetting is not None
+    assert full.known_before == frozen.known_before
+    assert full.forgetting.mean < 0  # the same words: what it learns here helps there
+    assert summary.metric == {"name": "loss", "greater_is_better": False}
+    assert summary.row("lora").pair is not None
+
+
+def test_a_mistake_is_told_before_anything_is_trained(
+    bert: str, data: dict[str, str], registry: Registry, tmp_path: Path
+) -> None:
+    without = {name: path for name, path in data.items() if name != "test"}
+    with pytest.raises(DataError, match="needs a test split"):
+        compare(bert_study(bert, without), tmp_path / "a", registry=registry, workers=1)
+    arms = {
+        "full": {"rules": [{"role": ".*", "adapter": "full"}], "learning_rate": 3e-3},
+        "empty": {"rules": [{"role": "attention.qeury", "adapter": "lora", "rank": 2}], "learning_rate": 1e-3},
+    }
+    with pytest.raises(PlanError) as caught:
+        compare(bert_study(bert, data, arms=arms), tmp_path / "b", registry=registry, workers=1)
+    assert not (tmp_path / "b" / "results.jsonl").exists()
+    assert "empty" in str(caught.value)
+    assert "qeury" in str(caught.value)
