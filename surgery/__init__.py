@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from surgery.registry import DataSource as DataSource
     from surgery.registry import ModelSource as ModelSource
     from surgery.registry import Registry as Registry
+    from surgery.registry import Rows as Rows
     from surgery.registry import TaskType as TaskType
     from surgery.registry import hookimpl as hookimpl
     from surgery.registry import load_registry as load_registry
@@ -51,6 +52,7 @@ _DOOR = {
     "Plan": "surgery.planning",
     "Registry": "surgery.registry",
     "ReplacementAdapter": "surgery.adapter.replacement",
+    "Rows": "surgery.registry",
     "Rule": "surgery.spec",
     "Site": "surgery.architecture",
     "Slice": "surgery.architecture",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from surgery import Options, TaskType
+from surgery import Options, Rows, TaskType
 from surgery.errors import DataError, Problem
-from surgery import Rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +19,6 @@ __all__ = ["CausalLanguageModelling", "CausalLanguageModellingOptions"]
 
 _IGNORED = -100
 _MOST_PROBLEMS = 10
-Rows: TypeAlias = Sequence[Mapping[str, Any]]
 
 
 class CausalLanguageModellingOptions(Options):

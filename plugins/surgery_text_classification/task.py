@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from surgery import Options, TaskType
+from surgery import Options, Rows, TaskType
 from surgery.errors import DataError, Problem, nearest
-from surgery import Rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["TextClassification", "TextClassificationOptions"]
 
 _MOST_PROBLEMS = 10
-Rows: TypeAlias = Sequence[Mapping[str, Any]]
 
 
 class TextClassificationOptions(Options):
