@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -190,12 +191,14 @@ def _spec_hint(before: Mapping[str, Any], spec: Spec) -> str:
 def _resume_hint(folder: Path, data: DataOverride | None, model: ModelRef | str | None) -> str:
     if not (folder / "run.json").is_file():
         return "nothing had begun: run the same command again"
-    parts = [f"surgery train {folder / 'spec.yaml'} --out {folder} --resume"]
-    if isinstance(data, str | Path):
-        parts.append(f"--data {data}")
+    words = ["surgery", "train", str(folder / "spec.yaml"), "--out", str(folder), "--resume"]
+    if isinstance(data, Mapping) and all(isinstance(value, str | Path) for value in data.values()):
+        words += ["--data", ",".join(f"{split}={path}" for split, path in data.items())]
+    elif isinstance(data, str | Path):
+        words += ["--data", str(data)]
     if model is not None:
-        parts.append(f"--model {_model_text(model)}")
-    return "go on with:  " + " ".join(parts)
+        words += ["--model", str(_model_text(model))]
+    return "go on with:  " + shlex.join(words)
 
 
 def _model_text(model: ModelRef | str | None) -> str | None:

@@ -142,6 +142,9 @@ class OperationTrainer(Trainer):
         self._staging = True
         try:
             super()._save_checkpoint(model, trial)
+        except BaseException:
+            shutil.rmtree(root / _STAGING, ignore_errors=True)
+            raise
         finally:
             self._staging = False
         self.accelerator.wait_for_everyone()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -345,3 +347,42 @@ def test_step_times_leave_the_warm_up_out() -> None:
     assert (times.median, times.p25, times.p75) == (3.0, 2.0, 4.0)
     assert StepTimes.of([], []).median == 0.0
     assert StepTimes.of([2.0], [2.0]).median == 2.0
+
+
+def test_a_logger_that_is_not_installed(
+    spec_of: SpecOf, registry: Registry, rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: False)
+    with pytest.raises(TrainingError) as caught:
+        trained(spec_of(LORA, training={"log_to": ["tensorboard"]}), registry, rows)
+    assert caught.value.where == "training.log_to"
+    assert "tensorboard" in caught.value.what
+
+
+def test_metrics_reach_the_logger(
+    spec_of: SpecOf, registry: Registry, rows: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """A stand-in for TensorBoard's writer: what would be drawn, and in which folder."""
+    from transformers.integrations import integration_utils
+
+    written: list[tuple[str, int]] = []
+    folders: list[str] = []
+
+    class Writer:
+        def __init__(self, log_dir: str) -> None:
+            folders.append(log_dir)
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            written.append((name, step))
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_, **__: None
+
+    module = ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Writer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: True)
+    spec = spec_of(LORA, training={"log_to": ["tensorboard"], "steps": 4, "evaluate_every": 2})
+    trained(spec, registry, rows, out=tmp_path / "run" / "checkpoints")
+    assert {("train/loss", 1), ("train/loss", 4), ("eval/accuracy", 2), ("eval/loss", 4)} <= set(written)
+    assert folders == [str(tmp_path / "run" / "tensorboard")]
