@@ -61,7 +61,7 @@ class AdapterType(ABC, Generic[OptionsT]):
             options: validated options.
             pristine: the site's parameter and its companions by local name; matrices are (fan_out, fan_in) whatever
                 the host stores; parts of fused weights are cut out. Read only.
-            generator: a CPU generator seeded from (seed, site) alone. Every random draw must come from it.
+            generator: a CPU generator seeded from (seed, site) alone. Every random draw must come from it, in `build`.
         """
 
     def defaults(self) -> Mapping[str, Any]:

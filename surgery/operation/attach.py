@@ -51,20 +51,21 @@ def build_adapters(plan: Plan, modules: Mapping[str, nn.Module], registry: Regis
         PluginError: an adapter type that raised, or built something else than it had promised.
     """
     built = []
+    generator = torch.Generator()
     with torch.random.fork_rng(devices=[]):
         for edit in plan.edits:
-            built.append(_build(edit, modules[edit.site.path], plan.spec.seed, registry))
+            generator.manual_seed(site_seed(plan.spec.seed, edit.site.key))
+            built.append(_build(edit, modules[edit.site.path], generator, registry))
     return built
 
 
-def _build(edit: Edit, host: nn.Module, seed: int, registry: Registry) -> Built:
+def _build(edit: Edit, host: nn.Module, generator: torch.Generator, registry: Registry) -> Built:
     kind = registry.adapter(edit.adapter)
     pristine = {}
     for site in edit.sites:
         tensor = host._parameters[site.parameter]
         assert tensor is not None
         pristine[site.parameter] = canonical_view(tensor.detach(), site)
-    generator = torch.Generator().manual_seed(site_seed(seed, edit.site.key))
     where = f"adapter {edit.adapter!r} on {edit.site.key}"
     try:
         adapter = kind.build(edit.site, edit.options, pristine, generator)

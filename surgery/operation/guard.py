@@ -63,16 +63,12 @@ def _of_site(name: str, path: str, local: str, dtype: str, modules: Mapping[str,
     found = str(parameter.dtype).removeprefix("torch.")
     reasons = (
         (parameter.is_meta, "the parameter is on the meta device and has no values", "load the weights first"),
+        (type(parameter.data) is not torch.Tensor, "the parameter is no plain tensor", "operate before you shard it"),
+        (not parameter.is_floating_point(), "the parameter is quantised", "dequantise the model first"),
+        (found != dtype, "the plan was made for another dtype than the model's", "plan again for this model"),
+        ("parametrizations" in module._modules, "the module is parametrized", "remove the parametrization first"),
         (
-            type(parameter.data) is not torch.Tensor,
-            f"the parameter is a {type(parameter.data).__name__}, no plain tensor",
-            "operate before you shard or quantise",
-        ),
-        (not parameter.is_floating_point(), f"the parameter has dtype {found}", "dequantise the model first"),
-        (found != dtype, f"the plan was made for {dtype}, the model has {found}", "plan again for this model"),
-        (hasattr(module, "parametrizations"), "the module is parametrized", "remove the parametrization first"),
-        (
-            getattr(module, "max_norm", None) is not None,
+            module.__dict__.get("max_norm") is not None,
             "an Embedding with max_norm rewrites its own weight",
             "set max_norm to None first",
         ),
@@ -84,22 +80,19 @@ def _aliases(plan: Plan, modules: Mapping[str, nn.Module]) -> list[Problem]:
     """Two different Parameters over one memory: replacing one would silently cut it off the other."""
     edited = {id(modules[edit.site.path]._parameters[edit.site.parameter]) for edit in plan.edits}
     seen: set[int] = set()
-    spans: list[tuple[int, int, bool, str]] = []
+    spans: list[tuple[int, int, bool, str, str]] = []
     for path, module in modules.items():
         for local, parameter in module._parameters.items():
             if parameter is not None and id(parameter) not in seen and not parameter.is_meta and parameter.numel():
                 seen.add(id(parameter))
                 start = parameter.data_ptr()
-                spans.append((start, start + _reach(parameter), id(parameter) in edited, f"{path}.{local}"))
+                spans.append((start, start + _reach(parameter), id(parameter) in edited, path, local))
     problems: list[Problem] = []
-    furthest = (0, 0, False, "")
+    furthest = (0, 0, False, "", "")
     for span in sorted(spans):
         if span[0] < furthest[1] and (span[2] or furthest[2]):
-            problems.append(
-                Problem(
-                    f"the parameter shares memory with {furthest[3]}, a different Parameter", span[3], "clone one first"
-                )
-            )
+            what = f"the parameter shares memory with {furthest[3]}.{furthest[4]}, a different Parameter"
+            problems.append(Problem(what, f"{span[3]}.{span[4]}", "clone one of them first"))
         furthest = max(furthest, span, key=lambda item: item[1])
     return problems
 
