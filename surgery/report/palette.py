@@ -1,4 +1,4 @@
-"""One colour and one marker for each arm, the same in every plot and table (Okabe and Ito 2008; the reference in ink)."""
+"""One colour and one marker for each arm, the same everywhere (Okabe and Ito 2008; the reference in ink)."""
 
 from __future__ import annotations
 

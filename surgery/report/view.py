@@ -289,8 +289,9 @@ def _caption(summary: Summary) -> str:
     return (
         f"S = {len(summary.seeds)} seed{'s' if many else ''}, n = {summary.items:,} test items. {spread}"
         "Differences are paired by seed and item; their 95 % intervals cover both. “Detects”: the smallest true "
-        "difference that this study finds with a power of 80 %. Merge and back: numbers of the base whose bits differ after "
-        "merging, unmerging and taking the adapters off, over all seeds, and the largest change of a logit by merging."
+        "difference that this study finds with a power of 80 %. Merge and back: numbers of the base whose bits differ "
+        "after merging, unmerging and taking the adapters off, over all seeds, and the largest change of a logit by "
+        "merging."
     )
 
 

@@ -1,4 +1,4 @@
-"""Studies: several ways to adapt one model, compared on equal terms, with intervals and a careful word for each pair."""
+"""Studies: several ways to adapt one model, compared on equal terms, with a careful word for each pair."""
 
 from __future__ import annotations
 

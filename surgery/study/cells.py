@@ -80,7 +80,7 @@ class Cell:
 
 
 def tuning_cells(study: StudySpec) -> list[Cell]:
-    """Return the runs that choose learning rates: every point of every grid that has at least two, on the tuning seed."""
+    """Return the runs that choose learning rates: every grid of at least two points, on the tuning seed."""
     by_arm = [
         [_cell(study, name, "tune", study.tuning_seed, rate) for rate in arm.learning_rate]
         for name, arm in study.arms.items()

@@ -46,8 +46,8 @@ class CurvePoint(TypedDict):
 class Merge(TypedDict):
     """The round trip merge -> unmerge.
 
-    `elements` base numbers were compared before and after, `differ` of them changed bits; merging changed a logit by at most
-    `logit_change`, on logits of size at most `logit_size`, and `flips` of `rows` predictions.
+    `elements` base numbers were compared before and after, `differ` of them changed bits; merging changed a logit by at
+    most `logit_change`, on logits of size at most `logit_size`, and `flips` of `rows` predictions.
     """
 
     elements: int
@@ -88,7 +88,7 @@ class Budget(TypedDict):
 
 
 class Majority(TypedDict):
-    """Always answering the most frequent training class: index of the class, the share of each class, and what that scores."""
+    """Always answering the most frequent training class: its index, the share of each class, and what that scores."""
 
     label: int
     shares: list[float]
@@ -97,8 +97,11 @@ class Majority(TypedDict):
 
 
 class Timing(TypedDict):
-    """Seconds. A step is forward, backward and optimizer: the median and quartiles of its wall time without the warm-up
-    steps, and the median of its CPU time, which other processes on the machine do not stretch."""
+    """Seconds.
+
+    A step is forward, backward and optimizer: the median and quartiles of its wall time without the warm-up steps, and
+    the median of its CPU time, which other processes on the machine do not stretch.
+    """
 
     step: float | None
     step_low: float | None

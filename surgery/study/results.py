@@ -1,4 +1,4 @@
-"""The results file: one line per finished cell, appended and synced, so that a kill loses at most the cells in flight."""
+"""The results file: one line per finished cell, synced, so that a kill loses at most the cells in flight."""
 
 from __future__ import annotations
 

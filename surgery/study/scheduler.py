@@ -74,8 +74,8 @@ class LocalPool:
     def map(self, work: Callable[[JobT], ResultT], jobs: Sequence[JobT]) -> Iterator[tuple[JobT, ResultT]]:
         """See `Scheduler.map`."""
         if self._pool is None:
-            # spawn: a forked copy of a process that has used torch threads may deadlock. The processes stay for the next
-            # call, because importing everything takes longer than many a cell.
+            # spawn: a forked copy of a process that has used torch threads may deadlock. The processes stay for the
+            # next call, because importing everything takes longer than many a cell.
             self._pool = ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"), _begin_worker)
         try:
             yield from self._drained(self._pool, work, list(jobs))

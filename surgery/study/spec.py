@@ -74,7 +74,7 @@ class ArmSpec(StrictModel):
         return super()._prepare(data, context)
 
     @classmethod
-    def _cross_check(cls, data: Mapping[str, Any], context: Any) -> list[InitErrorDetails]:
+    def _cross_check(cls, data: Mapping[str, Any], _context: Any) -> list[InitErrorDetails]:
         grid = data.get("learning_rate")
         if isinstance(grid, list | tuple) and len(set(map(repr, grid))) < len(grid):
             return [said("names a learning rate twice", "remove one of them", ("learning_rate",))]

@@ -6,8 +6,8 @@ The model behind the paired interval: the difference of two arms on item i with 
     Var(mean d) = var(a)/S + var(b)/n + var(e)/(S n).
 
 A percentile bootstrap over three seeds undercovers badly (it cannot see farther than the three values it was given), so
-the bootstrap supplies the item variance, for any metric, and the few seeds get Student's t. What that is worth on studies
-of known truth stands in tests/study/test_coverage.py.
+the bootstrap supplies the item variance, for any metric, and the few seeds get Student's t. What that is worth on
+studies of known truth stands in tests/study/test_coverage.py.
 """
 
 from __future__ import annotations
@@ -133,9 +133,9 @@ class Paired:
 def half_width(seed_part: float, item_part: float, shared: float, seeds: int, items: int, level: float) -> float:
     """Return half the width of the paired interval; the parts are `Paired`'s.
 
-    Each part gets the t quantile of its own degrees of freedom and the two are added in quadrature (Howe's rule), because
-    a pooled (Satterthwaite) t is too short when the seeds that were drawn happen to agree. The result is never narrower
-    than the interval of these very weights on other items.
+    Each part gets the t quantile of its own degrees of freedom and the two are added in quadrature (Howe's rule),
+    because a pooled (Satterthwaite) t is too short when the seeds that were drawn happen to agree. The result is never
+    narrower than the interval of these very weights on other items.
     """
     tail = 0.5 + level / 2
     of_items = student(tail, max(items - 1, 1)) ** 2

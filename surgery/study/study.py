@@ -73,7 +73,6 @@ def compare(
     workers: int | None = None,
     progress: Progress | None = None,
     engine: Scheduler | None = None,
-    runner: Callable[[Cell], CellRecord] | None = None,
 ) -> Comparison:
     """Run a study, or what is left of it, and write its numbers.
 
@@ -86,7 +85,6 @@ def compare(
         workers: processes to use on this machine; None chooses by cores and memory, 1 stays in this process.
         progress: told when a cell is finished.
         engine: where cells run; None means this machine.
-        runner: what runs a cell; None means `run_cell`.
 
     Raises:
         SpecError: the study is not valid.
@@ -100,11 +98,10 @@ def compare(
     with Results.opened(folder, identity) as results:
         owned = engine or local_engine(_most_cells(study), workers or _one_per_gpu(), _job_bytes(study, registry))
         try:
-            driver = _Driver(study, results, runner or CellRunner(folder, registry), owned, progress)
+            driver = _Driver(study, results, CellRunner(folder, registry), owned, progress)
             if not driver.is_finished:
                 driver.refuse_other_versions(versions(registry))
-                if runner is None:
-                    driver.check(registry)
+                driver.check(registry)
             order, choices = driver.run()
         finally:
             if engine is None:

@@ -28,14 +28,14 @@ class Row:
     Attributes:
         arm, label, kind: which one.
         adapter, head, share: trainable numbers outside and inside the head; both as a share of the base model (0-1).
-        rate, grid, swept, edge: learning rate, where it came from, whether it was chosen, whether at the end of its grid.
+        rate, grid, swept, edge: learning rate, where it came from, whether it was chosen, and at an edge.
         test: the primary metric on the test split.
         test_loss, validation_loss: in nats, over seeds.
-        pair, interval, narrow, p, adjusted_p, detectable: difference to the reference, 95 % and 90 % intervals, p, Holm's p,
-            smallest true difference that would be found with 80 % power.
+        pair, interval, narrow, p, adjusted_p, detectable: difference to the reference, 95 % and 90 % intervals, p,
+            Holm's p, smallest true difference that would be found with 80 % power.
         verdict: of the pair.
-        step, step_low, step_high, step_cpu: seconds of one training step: median and quartiles of the wall time, median of
-            the CPU time; of each the median over seeds.
+        step, step_low, step_high, step_cpu: seconds of one training step: median and quartiles of the wall time, median
+            of the CPU time; of each the median over seeds.
         memory: bytes by component.
         checkpoint_bytes: size of the adapter checkpoint's files.
         elements, differ: numbers compared in merge round trips, and those whose bits changed.

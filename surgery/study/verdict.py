@@ -28,13 +28,13 @@ class Verdict:
     """What may be said about an arm against the reference.
 
     Attributes:
-        word: the verdict. `equivalent` wins over `better` and `worse`: a real difference smaller than the margin is one that
-            the user declared not to matter.
+        word: the verdict. `equivalent` wins over `better` and `worse`: a real difference smaller than the margin is one
+            that the user declared not to matter.
         reason: why this word, in one clause.
         indicative: whether it rests on few seeds or on learning rates nobody swept.
         blocked: why no verdict may be given although the interval would support one; empty if it may.
-        seeds_needed: fewest seeds, with the items at hand, that would resolve it if the estimates stay; None if no number
-            would, or if it is resolved.
+        seeds_needed: fewest seeds, with the items at hand, that would resolve it if the estimates stay; None if no
+            number would, or if it is resolved.
         items_needed: fewest test items, with the seeds at hand, likewise.
     """
 
@@ -69,7 +69,8 @@ def judge(
         return Verdict("unresolved", f"no verdict: {blocked}", blocked=blocked)
     word, reason = _word(pair, margin, greater_is_better, pair.p if adjusted_p is None else adjusted_p)
     if pair.seeds < FEWEST_SEEDS:
-        few = f"{pair.seeds} seed{'s' if pair.seeds > 1 else ''} cannot show training noise; at least {FEWEST_SEEDS} are needed"
+        seeds = f"{pair.seeds} seed{'s' if pair.seeds > 1 else ''}"
+        few = f"{seeds} cannot show training noise; at least {FEWEST_SEEDS} are needed"
         return Verdict("unresolved", few, seeds_needed=FEWEST_SEEDS)
     if word != "unresolved":
         return Verdict(word, reason, indicative=unswept or pair.seeds < ENOUGH_SEEDS)

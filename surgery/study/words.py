@@ -66,7 +66,8 @@ def sentence(summary: Summary, row: Row) -> str:
 
 def _verdict(summary: Summary, row: Row) -> str:
     verdict = row.verdict
-    assert verdict is not None and row.pair is not None
+    assert verdict is not None
+    assert row.pair is not None
     margin = unit_of(summary.metric["name"]).margin(summary.margin)
     if verdict.word == "equivalent":
         tail = ", a real but negligible difference" if row.interval and 0 not in row.interval else ""
@@ -92,7 +93,8 @@ def _indicative(summary: Summary, row: Row) -> str:
 
 def _needed(row: Row) -> str:
     verdict, pair = row.verdict, row.pair
-    assert verdict is not None and pair is not None
+    assert verdict is not None
+    assert pair is not None
     ways = []
     if verdict.seeds_needed and pair.seeds >= 2:
         ways.append(_count(verdict.seeds_needed, "seed"))

@@ -25,7 +25,8 @@ def finish() -> Finish:
 
     def run(folder: Path, study: StudySpec) -> Comparison:
         log = folder.with_suffix(".log")
-        return compare(study, folder, registry=text_registry(), engine=InProcess(), runner=Stub(log))
+        with Stub(log).installed():
+            return compare(study, folder, registry=text_registry(), engine=InProcess())
 
     return run
 

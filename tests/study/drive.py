@@ -17,5 +17,6 @@ if __name__ == "__main__":
     folder, log, seconds, workers = sys.argv[1:]
     engine = LocalPool(int(workers)) if int(workers) > 1 else InProcess()
     stub = Stub(Path(log), float(seconds))
-    compare(make_study(3), folder, registry=text_registry(), engine=engine, runner=stub)
+    with stub.installed():
+        compare(make_study(3), folder, registry=text_registry(), engine=engine)
     engine.close()

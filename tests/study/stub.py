@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 from synthetic import make_record
 
 from surgery.registry import Registry, load_registry
+from surgery.study import study as driver
 from surgery.study.cells import Cell
 from surgery.study.run_cell import versions
 
@@ -46,6 +49,16 @@ class Stub:
         return make_record(
             cell, ITEMS, versions=versions(text_registry()), timing={**timing, "total": time.perf_counter()}
         )
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Within the block, studies run this stub and load no model."""
+        before = driver.CellRunner, driver.preflight
+        driver.CellRunner, driver.preflight = (lambda folder, registry: self), (lambda cells, registry: None)  # type: ignore[assignment,misc]
+        try:
+            yield
+        finally:
+            driver.CellRunner, driver.preflight = before  # type: ignore[misc]
 
     def begun(self) -> list[str]:
         """Keys of the cells that were begun, in order."""

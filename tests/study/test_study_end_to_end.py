@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,28 @@ from surgery.registry import Registry, load_registry
 from surgery.study import Comparison, StudySpec, compare
 from surgery.study.results import without_timings
 
-WORDS = "the a good bad fine poor film book plot scene was is very not really great awful slow bright dull".split()
+WORDS = [
+    "the",
+    "a",
+    "good",
+    "bad",
+    "fine",
+    "poor",
+    "film",
+    "book",
+    "plot",
+    "scene",
+    "was",
+    "is",
+    "very",
+    "not",
+    "really",
+    "great",
+    "awful",
+    "slow",
+    "bright",
+    "dull",
+]
 HEAD = {"head": [{"role": r"head\..*", "adapter": "full"}], "head_learning_rate": 5e-3}
 
 
@@ -116,7 +138,7 @@ def compared(
         progress=lambda done, total, description: told.append((done, total, description)),
     )
     assert told[-1][:2] == (8, 8)
-    assert all(earlier[0] <= later[0] for earlier, later in zip(told, told[1:], strict=False))
+    assert all(earlier[0] <= later[0] for earlier, later in pairwise(told))
     return comparison
 
 

@@ -30,7 +30,8 @@ def record(key: str, **more: Any) -> dict[str, Any]:
 
 
 def run(folder: Path, stub: Stub, study: StudySpec | None = None) -> Comparison:
-    return compare(study or make_study(3), folder, registry=text_registry(), engine=InProcess(), runner=stub)
+    with stub.installed():
+        return compare(study or make_study(3), folder, registry=text_registry(), engine=InProcess())
 
 
 def plain(folder: Path) -> list[str]:

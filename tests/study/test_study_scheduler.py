@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,10 +51,10 @@ def interrupt_driver(job: Job) -> int:
 
 
 @pytest.fixture(params=["in-process", "pool"])
-def engine(request: pytest.FixtureRequest) -> Scheduler:
+def engine(request: pytest.FixtureRequest) -> Iterator[Scheduler]:
     chosen: Scheduler = InProcess() if request.param == "in-process" else LocalPool(2)
-    request.addfinalizer(chosen.close)
-    return chosen
+    yield chosen
+    chosen.close()
 
 
 def test_every_job_comes_back_with_its_result(engine: Scheduler) -> None:
@@ -65,9 +66,13 @@ def test_every_job_comes_back_with_its_result(engine: Scheduler) -> None:
 
 def test_a_failure_names_its_job_and_begins_nothing_else(engine: Scheduler) -> None:
     finished = []
-    with pytest.raises(TrainingError, match="ValueError: tripped") as caught:
+
+    def run() -> None:
         for job, _ in engine.map(trip, [Job(number) for number in range(9)]):
-            finished.append(job.number)  # noqa: PERF401
+            finished.append(job.number)
+
+    with pytest.raises(TrainingError, match="ValueError: tripped") as caught:
+        run()
     assert caught.value.where == "job 2"
     assert {0, 1} <= set(finished) <= {0, 1, 3}
 

@@ -47,9 +47,9 @@ def memory(comparison: Comparison, looks: Looks) -> Drawing | None:
     return Drawing(
         "memory",
         "Memory of a training step",
-        "Measured from the tensors themselves: weights (the untouched base and the adapters; an arm that replaces weights "
-        "holds both), gradients, optimizer state, and activations kept for the backward pass of the first batch. "
-        f"One run of each arm; {sample(comparison.summary, items=False)}",
+        "Measured from the tensors themselves: weights (the untouched base and the adapters; an arm that replaces "
+        "weights holds both), gradients, optimizer state, and activations kept for the backward pass of the first "
+        f"batch. One run of each arm; {sample(comparison.summary, items=False)}",
         spoken,
         draw,
         height=1.3 + 0.46 * len(rows),
@@ -84,8 +84,8 @@ def step_time(comparison: Comparison, looks: Looks) -> Drawing | None:
     return Drawing(
         "time",
         "Time of a training step",
-        "Forward, backward and optimizer, wall clock: median and quartiles after warm-up, the median over seeds. Arms took "
-        f"turns, but other programs on the machine stretch wall time. {sample(comparison.summary, items=False)}",
+        "Forward, backward and optimizer, wall clock: median and quartiles after warm-up, the median over seeds. Arms "
+        f"took turns, but other programs on the machine stretch wall time. {sample(comparison.summary, items=False)}",
         spoken,
         draw,
         height=1.1 + 0.46 * len(rows),

@@ -36,8 +36,8 @@ def differences(comparison: Comparison, looks: Looks) -> Drawing | None:
     return Drawing(
         "difference",
         f"Paired difference to {reference}",
-        f"Thick: 90 % interval, thin: 95 % interval. Shaded: the margin of ±{unit.margin(summary.margin)} inside which a "
-        f"difference does not matter; equivalent means the thick line lies inside. {better}. {sample(summary)}",
+        f"Thick: 90 % interval, thin: 95 % interval. Shaded: the margin of ±{unit.margin(summary.margin)} inside which "
+        f"a difference does not matter; equivalent means the thick line lies inside. {better}. {sample(summary)}",
         spoken,
         draw,
         height=1.2 + 0.5 * len(rows),
@@ -45,7 +45,8 @@ def differences(comparison: Comparison, looks: Looks) -> Drawing | None:
 
 
 def _told(row: Row, unit: Unit, between: str = " ") -> str:
-    assert row.pair is not None and row.interval is not None
+    assert row.pair is not None
+    assert row.interval is not None
     return f"{unit.signed(row.pair.difference)}{between}{unit.interval(row.interval)}"
 
 
@@ -54,7 +55,9 @@ def _draw(axes: Axes, rows: list[Row], looks: Looks, unit: Unit, margin: float) 
     axes.axvspan(-margin * unit.scale, margin * unit.scale, color=GRID, alpha=0.55, linewidth=0)
     axes.axvline(0, color=INK, linewidth=0.9)
     for place, row in enumerate(rows):
-        assert row.pair is not None and row.interval is not None and row.narrow is not None
+        assert row.pair is not None
+        assert row.interval is not None
+        assert row.narrow is not None
         look, middle = looks[row.arm], row.pair.difference * unit.scale
         if left <= middle <= right:
             for interval, width in ((row.interval, 1.3), (row.narrow, 4.2)):

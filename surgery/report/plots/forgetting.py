@@ -38,8 +38,8 @@ def learning_and_forgetting(comparison: Comparison, looks: Looks) -> Drawing | N
     return Drawing(
         "forgetting",
         "Learning against forgetting",
-        f"{better} is learning, right is forgetting; mean and 95 % interval over seeds. Arms that learned different amounts "
-        f"are not compared at equal learning here. {sample(summary)}",
+        f"{better} is learning, right is forgetting; mean and 95 % interval over seeds. Arms that learned different "
+        f"amounts are not compared at equal learning here. {sample(summary)}",
         spoken,
         draw,
     )

@@ -37,8 +37,8 @@ def learning_rates(comparison: Comparison, looks: Looks) -> Drawing | None:
     return Drawing(
         "rates",
         "Choosing learning rates",
-        f"Validation loss at the end of training on the tuning seed ({comparison.study.tuning_seed}), which reports nothing. "
-        "Ringed: chosen; hollow: the end of a grid; ×: diverged. S = 1 seed.",
+        f"Validation loss at the end of training on the tuning seed ({comparison.study.tuning_seed}), which reports "
+        "nothing. Ringed: chosen; hollow: the end of a grid; crossed: diverged. S = 1 seed.",
         spoken,
         draw,
     )
