@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from surgery.errors import CheckpointError, nearest
 
@@ -66,7 +66,8 @@ def _builder(config: PretrainedConfig, auto_class: str | None) -> Any:
     named = getattr(transformers, (config.architectures or [""])[0], None)
     if named is not None and hasattr(named, "_from_config"):
         return named._from_config
-    base: Any = AutoModel
+    # Looked up only here: importing the Auto models costs more than building a model on the meta device.
+    base: Any = transformers.AutoModel
     return lambda config: base.from_config(config, trust_remote_code=False)
 
 
