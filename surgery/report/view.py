@@ -251,7 +251,8 @@ def _step(row: Row) -> Cell:
     if row.step is None:
         return Cell(numbers.MISSING)
     quartiles = f"{numbers.milliseconds(row.step_low)}{numbers.MISSING}{numbers.milliseconds(row.step_high)}"
-    return Cell(numbers.milliseconds(row.step), (quartiles,))
+    cpu = () if row.step_cpu is None else (f"CPU {numbers.milliseconds(row.step_cpu)}",)
+    return Cell(numbers.milliseconds(row.step), (quartiles, *cpu))
 
 
 def _memory(row: Row) -> Cell:

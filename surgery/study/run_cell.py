@@ -78,7 +78,8 @@ def run_cell(cell: Cell, folder: Path, registry: Registry) -> CellRecord:
     if cell.trains:
         record = _trained(cell, session, known, folder)
     else:
-        record = _record(cell, session, evaluate(session, "validation"), evaluate(session, "test"), None)
+        validation = evaluate(session, "validation").metrics
+        record = _record(cell, session, validation, evaluate(session, "test"), None)
     if known is not None:
         after = record["forgetting"]["after"] if record["forgetting"] else before
         record["forgetting"] = Lost(before=before, after=after)
@@ -94,12 +95,12 @@ def _trained(cell: Cell, session: Session, known: Session | None, folder: Path) 
     assert cell.spec.training is not None
     if cell.phase == "tune":
         with operate(session.model, session.plan, registry=session.registry) as operation:
-            result = fit(session, operation, cell.spec.training, seed=cell.seed)
-            return _record(cell, session, evaluate(session, "validation"), None, result)
+            result = fit(session, operation, cell.spec.training, seed=cell.seed, evaluate_first=False)
+            return _record(cell, session, _validation(session, result), None, result)
     snapshot = Snapshot(session.model)
     with operate(session.model, session.plan, registry=session.registry) as operation:
         result = fit(session, operation, cell.spec.training, seed=cell.seed)
-        record = _record(cell, session, evaluate(session, "validation"), evaluate(session, "test"), result)
+        record = _record(cell, session, _validation(session, result), evaluate(session, "test"), result)
         if known is not None:
             after = _loss(evaluate(known, _known_split(known)))
             record["forgetting"] = Lost(before=None, after=after)
@@ -110,6 +111,16 @@ def _trained(cell: Cell, session: Session, known: Session | None, folder: Path) 
         merge["differ"] = max(merge["differ"], snapshot.differing())
     record["merge"] = merge
     return record
+
+
+def _validation(session: Session, result: FitResult) -> Mapping[str, float]:
+    """Return the validation metrics after the last step, which training has measured already."""
+    last = result.history[-1] if result.history else None
+    if last is not None and last.step == result.updates:
+        return {session.task.metric: last.validation_metric, "loss": last.validation_loss}
+    from surgery.training.fit import evaluate
+
+    return evaluate(session, "validation").metrics
 
 
 def versions(registry: Registry) -> dict[str, str]:
@@ -185,7 +196,7 @@ def _loss(evaluation: Evaluation) -> float | None:
 
 
 def _record(
-    cell: Cell, session: Session, validation: Evaluation, test: Evaluation | None, result: FitResult | None
+    cell: Cell, session: Session, validation: Mapping[str, float], test: Evaluation | None, result: FitResult | None
 ) -> CellRecord:
     plan = session.plan
     return CellRecord(
@@ -197,7 +208,7 @@ def _record(
         trains=cell.trains,
         plan=plan.hash if cell.trains else "",
         metric={"name": session.task.metric, "greater_is_better": session.task.greater_is_better},
-        validation=_metrics(validation.metrics),
+        validation=_metrics(validation),
         test=None if test is None else _metrics(test.metrics),
         test_reads=0 if test is None else 1,
         items=None if test is None else _items(test),

@@ -89,6 +89,8 @@ class Summary:
         margin: declared equivalence margin, in the unit of the metric.
         reference: the arm that others are compared with.
         seeds, items: sample sizes S and n (test items).
+        clock: which time of a step compares arms: `cpu` where models run on the CPU, whose wall time every other
+            program stretches, else `wall`.
         rows: the reference, the arms, then the frozen row and the majority class.
         checks: the fairness audit.
         choices: how each learning rate was chosen.
@@ -103,6 +105,7 @@ class Summary:
     reference: str
     seeds: tuple[int, ...]
     items: int
+    clock: Literal["cpu", "wall"]
     rows: tuple[Row, ...]
     checks: tuple[Check, ...]
     choices: tuple[Choice, ...]
@@ -149,6 +152,7 @@ def summarise(
         reference=study.reference,
         seeds=seeds,
         items=measured.items,
+        clock="cpu" if all(record["machine"].get("device", "CPU") == "CPU" for record in final) else "wall",
         rows=tuple(rows),
         checks=checks,
         choices=tuple(choices),

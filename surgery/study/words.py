@@ -61,7 +61,9 @@ def sentence(summary: Summary, row: Row) -> str:
         f"{pair_of}: {summary.metric['name']} {unit.signed(pair.difference)} {unit.name} {unit.interval(row.interval)}"
     )
     sample = f"(95 %, {_count(pair.seeds, 'seed')}, {_count(pair.items, 'test item')})"
-    return " ".join([f"{measured} {sample}: {_verdict(summary, row)}.", *_seed_note(row), *_costs(row, reference)])
+    return " ".join(
+        [f"{measured} {sample}: {_verdict(summary, row)}.", *_seed_note(row), *_costs(summary, row, reference)]
+    )
 
 
 def _verdict(summary: Summary, row: Row) -> str:
@@ -114,12 +116,14 @@ def _seed_note(row: Row) -> list[str]:
     return [f"With one seed the interval speaks of these very weights{exact} and says nothing about training noise."]
 
 
-def _costs(row: Row, reference: Row) -> list[str]:
+def _costs(summary: Summary, row: Row, reference: Row) -> list[str]:
     if row.kind == "majority" or not row.share:
         return []
     parts = [f"trains {row.share:.2%} of the base's size"]
-    if row.step and reference.step:
-        parts.append(f"{row.step / reference.step:.2f}x the step time")
+    if summary.clock == "cpu" and row.step_cpu and reference.step_cpu:
+        parts.append(f"{row.step_cpu / reference.step_cpu:.2f}x the CPU time of a step")
+    elif row.step and reference.step:
+        parts.append(f"{row.step / reference.step:.2f}x the time of a step")
     if row.memory and reference.memory:
         parts.append(f"{memory_total(row.memory) / memory_total(reference.memory):.2f}x the training memory")
     return [_sentence_case("; ".join(parts)) + "."]

@@ -71,6 +71,8 @@ def step_time(comparison: Comparison, looks: Looks) -> Drawing | None:
             axes.plot([low * 1000, high * 1000], [place, place], color=INK, linewidth=1.2)
             for end in (low, high):
                 axes.plot([end * 1000] * 2, [place - 0.13, place + 0.13], color=INK, linewidth=1.2)
+            if row.step_cpu is not None:
+                axes.plot([row.step_cpu * 1000], [place], "D", color=SURFACE, markeredgecolor=INK, markersize=5)
             axes.annotate(
                 f"{milliseconds(row.step)} ms",
                 (max(high, row.step) * 1000, place),
@@ -84,8 +86,9 @@ def step_time(comparison: Comparison, looks: Looks) -> Drawing | None:
     return Drawing(
         "time",
         "Time of a training step",
-        "Forward, backward and optimizer, wall clock: median and quartiles after warm-up, the median over seeds. Arms "
-        f"took turns, but other programs on the machine stretch wall time. {sample(comparison.summary, items=False)}",
+        "Forward, backward and optimizer: median and quartiles of the wall time after warm-up, the median over seeds. "
+        "Diamond: median CPU time, which other programs on the machine do not stretch. Arms took turns. "
+        f"{sample(comparison.summary, items=False)}",
         spoken,
         draw,
         height=1.1 + 0.46 * len(rows),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from surgery.report.palette import INK, MUTED, SURFACE
+from surgery.report.palette import MUTED, SURFACE
 from surgery.report.plots.drawing import Drawing, Looks, plain, sample
 from surgery.study import Comparison, Row
 from surgery.study.statistics import Estimate
@@ -29,7 +29,8 @@ def learning_and_forgetting(comparison: Comparison, looks: Looks) -> Drawing | N
         axes.axvline(0, color=MUTED, linewidth=0.9)
         for row in rows:
             _point(axes, row, looks, unit)
-        axes.margins(0.18)
+        axes.margins(0.1)
+        axes.legend(loc="best")
         axes.set_xlabel("rise of the loss on text that the base knows [nats]")
         name = "%" if unit.name == "pt" else unit.name
         axes.set_ylabel(f"test {summary.metric['name']}{f' [{name}]' if name else ''}")
@@ -58,5 +59,4 @@ def _point(axes: Axes, row: Row, looks: Looks, unit: Unit) -> None:
     if test.interval is not None:
         ends = [test.interval.low * unit.scale, test.interval.high * unit.scale]
         axes.plot([x, x], ends, color=look.colour, linewidth=1.2)
-    axes.plot([x], [y], look.marker, color=look.colour, markersize=7, markeredgecolor=SURFACE)
-    axes.annotate(plain(row.label), (x, y), xytext=(7, 6), textcoords="offset points", fontsize=8.5, color=INK)
+    axes.plot([x], [y], look.marker, color=look.colour, markersize=7, markeredgecolor=SURFACE, label=plain(row.label))

@@ -34,9 +34,10 @@ def metric_and_parameters(comparison: Comparison, looks: Looks) -> Drawing | Non
                 )
         _front(axes, rows, unit.scale, summary.metric["greater_is_better"])
         for row in rows:
-            _point(axes, row, looks, unit.scale, above=row is reference or _mean(row) > _mean(reference))
+            _point(axes, row, looks, unit.scale)
         axes.set_xscale("log")
-        axes.margins(x=0.16, y=0.16)
+        axes.margins(x=0.1, y=0.1)
+        axes.legend(loc="best")
         axes.set_xlabel("trainable parameters, head included")
         axes.set_ylabel(f"test {summary.metric['name']}{f' [{_axis_unit(unit.name)}]' if unit.name else ''}")
 
@@ -73,7 +74,7 @@ def _front(axes: Axes, rows: list[Row], scale: float, greater_is_better: bool) -
     axes.plot(*zip(*best, strict=True), color=GRID, linewidth=2.2, drawstyle="steps-post", zorder=1)
 
 
-def _point(axes: Axes, row: Row, looks: Looks, scale: float, *, above: bool) -> None:
+def _point(axes: Axes, row: Row, looks: Looks, scale: float) -> None:
     look, estimate = looks[row.arm], row.test
     assert estimate is not None
     if estimate.interval is not None:
@@ -86,13 +87,5 @@ def _point(axes: Axes, row: Row, looks: Looks, scale: float, *, above: bool) -> 
         color=look.colour,
         markersize=7,
         markeredgecolor=SURFACE,
-    )
-    axes.annotate(
-        plain(row.label),
-        (_trainable(row), estimate.mean * scale),
-        xytext=(0, 10 if above else -17),
-        textcoords="offset points",
-        ha="center",
-        fontsize=8.5,
-        color=INK,
+        label=plain(row.label),
     )
