@@ -58,7 +58,7 @@ def audit(study: StudySpec, records: Sequence[CellRecord], edges: Sequence[str])
         _test_reads(records),
         _tuning_seed(study),
         _swept(study),
-        _edges(edges),
+        _edges(study, edges),
         _seeds(study),
         _learned(study, final),
         _round_trip(final),
@@ -188,8 +188,10 @@ def _swept(study: StudySpec) -> Check:
     return Check(name, "warn", f"unswept: {', '.join(missing)}; their verdicts hold for the given rate only{shared}")
 
 
-def _edges(edges: Sequence[str]) -> Check:
+def _edges(study: StudySpec, edges: Sequence[str]) -> Check:
     name = "learning rates inside their grids"
+    if not any(arm.swept for arm in study.arms.values()):
+        return _none(name, "there were no grids")
     if edges:
         return Check(name, "warn", f"the best lies at an edge for {', '.join(edges)}: a wider grid may do better")
     return Check(name, "pass", "no chosen rate lies at the edge of its grid")

@@ -44,7 +44,7 @@ def unit_of(metric: str) -> Unit:
     """Return how `metric` is printed: shares in percentage points, losses in nats."""
     if metric in _PERCENT:
         return Unit(100, 1, "pt")
-    return Unit(1, 4, "nats" if metric == "loss" else "")
+    return Unit(1, 3, "nats" if metric == "loss" else "")
 
 
 def sentence(summary: Summary, row: Row) -> str:

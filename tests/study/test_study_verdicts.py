@@ -77,7 +77,7 @@ SENTENCES = {
     "better loss": (
         pair(-0.05, 0.01),
         {"metric": "loss", "greater": False, "margin": 0.02},
-        "Small against full tuning: loss −0.0500 nats [−0.0740, −0.0260] (95 %, 5 seeds, 800 test items): better. "
+        "Small against full tuning: loss −0.050 nats [−0.074, −0.026] (95 %, 5 seeds, 800 test items): better. "
         "Trains 1.47% of the base's size; 0.75x the CPU time of a step.",
     ),
     "equivalent": (
