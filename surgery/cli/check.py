@@ -1,4 +1,4 @@
-"""`surgery check`: is what this file says valid?"""
+"""`surgery check`: whether what a file says is valid."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def _run(verb: Callable[..., None], common: Common, given: dict[str, Any]) -> No
         # The interpreter flushes stdout once more when it ends; let that go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), call.out.fileno())
         raise typer.Exit(BROKEN_PIPE) from None
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the last line of defence: each kind is told
+    except (Exception, KeyboardInterrupt) as error:
         with contextlib.suppress(BrokenPipeError):
             if common.debug:
                 traceback.print_exception(error, file=call.err)

@@ -1,4 +1,4 @@
-"""How a call ends: errors as lines (or JSON) on stderr, and the exit code.
+r"""How a call ends: errors as lines (or JSON) on stderr, and the exit code.
 
 | code | what happened |
 |---|---|
@@ -15,10 +15,10 @@
 | 10 | `TrainingError`: a run that cannot start, go on, or be resumed |
 | 70 | a bug in surgery or in a plugin; `--debug` shows where |
 | 130 | stopped by Ctrl-C |
-| 141 | whoever read the output went away (`surgery schema \\| head`) |
+| 141 | whoever read the output went away (`surgery schema \| head`) |
 
-An error is `error: WHERE: WHAT` and, where there is a way out, `  hint: ...` in the line below; everything found at once,
-one after the other. With `--json` stderr holds one object instead:
+An error is `error: WHERE: WHAT` and, where there is a way out, `  hint: ...` in the line below; everything found at
+once, one after the other. With `--json` stderr holds one object instead:
 `{"error": {"exit_code": 3, "kind": "SpecError", "problems": [{"hint": "...", "what": "...", "where": "..."}]}}`.
 """
 

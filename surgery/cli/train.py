@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +23,7 @@ EXAMPLES = "Example:  surgery train specs/sentiment-sst2.yaml --out runs/sst2"
 _SPLITS = ("train", "validation", "test")
 
 
-class Keep(str, Enum):
+class Keep(StrEnum):
     """Where the originals are while an adapter is merged."""
 
     ram = "ram"

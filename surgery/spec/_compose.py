@@ -1,7 +1,7 @@
 """From YAML events to plain data with positions: no aliases, no tags, no merge keys, no surprises.
 
-PyYAML's own constructors are never used. Working on events keeps hostile documents harmless: nothing is expanded, depth and
-size are known before anything is built.
+PyYAML's own constructors are never used. Working on events keeps hostile documents harmless: nothing is expanded,
+depth and size are known before anything is built.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import yaml
 
 from surgery.spec._frozen import control_character
 from surgery.spec._quote import quoted
-from surgery.spec._scalars import ScalarProblem, plain
+from surgery.spec._scalars import ScalarError, plain
 
 __all__ = ["MAX_DEPTH", "Composed", "Finding", "Step", "compose"]
 
@@ -81,7 +81,7 @@ def _syntax(error: yaml.MarkedYAMLError, at: _Mark) -> Finding:
     elif "mapping values are not allowed" in reason:
         hint = "quote text that holds ': '; check the indentation"
     elif "escape" in reason:
-        hint = "in double quotes write \\\\ for a backslash; a regular expression is best left unquoted or in single quotes"
+        hint = "in double quotes write \\\\ for a backslash; a regular expression is best in single quotes"
     return Finding(at, f"this is not YAML: {reason[:200]}", hint, fatal=True)
 
 
@@ -144,7 +144,7 @@ class _Composer:
             return text
         try:
             return plain(text)
-        except ScalarProblem as problem:
+        except ScalarError as problem:
             self._say(event, problem.what, problem.hint, path, stand_in=True)
             return 0
 

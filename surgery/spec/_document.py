@@ -38,7 +38,7 @@ class Document:
     _values: dict[tuple[Step, ...], tuple[int, int]] = field(default_factory=dict, repr=False)
 
     def locate(self, path: tuple[str | int, ...], key: bool = False) -> tuple[int, int]:
-        """Return the line and column (1-based) of the value at `path`, or of its key; of the nearest parent if it is not there."""
+        """Return line and column (1-based) of the value at `path`, or of its key; else of the nearest parent."""
         if key and path in self._keys:
             return self._keys[path]
         for end in range(len(path), -1, -1):

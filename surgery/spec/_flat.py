@@ -30,8 +30,8 @@ OPTIONS = "options"
 class Flat(StrictModel):
     """Keys of its own plus the options of the plugin that the key `_plugin_key` names.
 
-    Every key that is no field goes to `options`, as written; with a catalog in the validation context the plugin's options
-    model checks them. Serialised, they lie flat again, so a dump is what the user wrote.
+    Every key that is no field goes to `options`, as written; with a catalog in the validation context the plugin's
+    options model checks them. Serialised, they lie flat again, so a dump is what the user wrote.
     """
 
     _plugin_key: ClassVar[str]

@@ -7,7 +7,7 @@ from functools import lru_cache
 import regex
 
 from surgery.errors import SpecError
-from surgery.spec._pattern_scan import PatternProblem, scan
+from surgery.spec._pattern_scan import PatternError, scan
 from surgery.spec._quote import quoted
 
 __all__ = ["MATCH_SECONDS", "Pattern", "compile_pattern"]
@@ -34,7 +34,8 @@ class Pattern:
             return self._compiled.fullmatch(text, timeout=MATCH_SECONDS) is not None
         except TimeoutError:
             raise SpecError(
-                f"the pattern {quoted(self.text, 60)} took more than {MATCH_SECONDS * 1000:.0f} ms on {quoted(text, 60)}",
+                f"the pattern {quoted(self.text, 60)} took more than {MATCH_SECONDS * 1000:.0f} ms "
+                f"on {quoted(text, 60)}",
                 hint="simplify it: avoid a repeat inside a repeat such as (a+)+ and alternatives that overlap",
             ) from None
 
@@ -61,7 +62,7 @@ def compile_pattern(text: str) -> Pattern:
     try:
         scan(text)
         return Pattern(text, regex.compile(text, regex.VERSION0))
-    except PatternProblem as problem:
+    except PatternError as problem:
         raise _spec_error(text, problem.what, problem.position, problem.hint) from None
     except regex.error as error:
         position = getattr(error, "pos", None) or 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from surgery.spec._quote import quoted
 
-__all__ = ["MAX_LENGTH", "PatternProblem", "scan"]
+__all__ = ["MAX_LENGTH", "PatternError", "scan"]
 
 MAX_LENGTH = 512
 MAX_UNROLLED = 1000
@@ -23,7 +23,7 @@ _FLAGS = re.compile(r"\(\?[ias]{1,3}\)")
 _ESCAPED = frozenset("dDwWsSbBAZntr123456789")
 
 
-class PatternProblem(ValueError):
+class PatternError(ValueError):
     """What the scan refuses: the reason, the position (0-based) and what to write instead."""
 
     def __init__(self, what: str, position: int, hint: str) -> None:
@@ -41,11 +41,11 @@ class _Group:
 
 
 def scan(text: str) -> None:
-    """Walk through `text` once and raise `PatternProblem` for what cannot be bounded."""
+    """Walk through `text` once and raise `PatternError` for what cannot be bounded."""
     if not text:
-        raise PatternProblem("it is empty and matches nothing", 0, "write .* to match every name")
+        raise PatternError("it is empty and matches nothing", 0, "write .* to match every name")
     if len(text) > MAX_LENGTH:
-        raise PatternProblem(
+        raise PatternError(
             f"it has {len(text)} characters, more than {MAX_LENGTH},", MAX_LENGTH, "split the rule into several"
         )
     open_groups = [_Group(0)]
@@ -53,11 +53,11 @@ def scan(text: str) -> None:
     while at < len(text):
         at = _step(text, at, open_groups)
         if open_groups[-1].size > MAX_UNROLLED:
-            raise PatternProblem(
+            raise PatternError(
                 f"its counted repeats unroll to more than {MAX_UNROLLED} items", at - 1, "use + or * instead of a count"
             )
     if len(open_groups) > 1:
-        raise PatternProblem("a ( is never closed", open_groups[-1].opened, "add ) or write \\( for a literal bracket")
+        raise PatternError("a ( is never closed", open_groups[-1].opened, "add ) or write \\( for a literal bracket")
 
 
 def _step(text: str, at: int, groups: list[_Group]) -> int:
@@ -87,20 +87,20 @@ def _open(text: str, at: int, groups: list[_Group]) -> int:
         return flags.end()
     opening = _GROUP.match(text, at)
     if opening is None or text.startswith("?", opening.end()):
-        raise PatternProblem(
+        raise PatternError(
             f"the group {quoted(text[at : at + 4])} is not supported",
             at,
             "use ( ), (?: ), (?= ), (?! ), (?<= ), (?<! ) or (?i)",
         )
     if len(groups) > MAX_DEPTH:
-        raise PatternProblem(f"its brackets are nested more than {MAX_DEPTH} deep", at, "split the rule into several")
+        raise PatternError(f"its brackets are nested more than {MAX_DEPTH} deep", at, "split the rule into several")
     groups.append(_Group(at))
     return opening.end()
 
 
 def _close(at: int, groups: list[_Group]) -> int:
     if len(groups) == 1:
-        raise PatternProblem("a ) was never opened", at, "remove it or write \\) for a literal bracket")
+        raise PatternError("a ) was never opened", at, "remove it or write \\) for a literal bracket")
     inner = groups.pop()
     _add(groups[-1], inner.size)
     return at + 1
@@ -110,7 +110,7 @@ def _repeat(text: str, at: int, group: _Group) -> int:
     count = _COUNT.match(text, at)
     if count is None:
         # Everything else in braces is fuzzy matching in the regex package: unbounded in cost, and never meant here.
-        raise PatternProblem("a { does not start a repeat such as {2} or {1,3}", at, "write \\{ for a literal brace")
+        raise PatternError("a { does not start a repeat such as {2} or {1,3}", at, "write \\{ for a literal brace")
     most = max(int(number or 0) for number in count.groups())
     # Nothing before it is still counted as one item, whatever the regex package makes of that.
     group.last = max(group.last, 1)
@@ -122,9 +122,9 @@ def _repeat(text: str, at: int, group: _Group) -> int:
 def _escape(text: str, at: int, group: _Group) -> int:
     char = text[at + 1 : at + 2]
     if not char:
-        raise PatternProblem("it ends in a single \\", at, "write \\\\ for a literal backslash")
+        raise PatternError("it ends in a single \\", at, "write \\\\ for a literal backslash")
     if char.isalnum() and char not in _ESCAPED:
-        raise PatternProblem(
+        raise PatternError(
             f"the escape '\\{char}' is not supported", at, "use \\d, \\w, \\s, \\b or \\ before a symbol"
         )
     _add(group, 1)
@@ -139,11 +139,11 @@ def _set(text: str, at: int, group: _Group) -> int:
         end += 1
     while end < len(text) and text[end] != "]":
         if text[end] == "\\" and text[end + 1 : end + 2].isalnum() and text[end + 1] not in _ESCAPED:
-            raise PatternProblem(
+            raise PatternError(
                 f"the escape {quoted(text[end : end + 2])} is not supported", end, "write the character itself"
             )
         end += 2 if text[end] == "\\" else 1
     if end >= len(text):
-        raise PatternProblem("a [ is never closed", at, "add ] or write \\[ for a literal bracket")
+        raise PatternError("a [ is never closed", at, "add ] or write \\[ for a literal bracket")
     _add(group, 1)
     return end + 1

@@ -37,9 +37,9 @@ class Exclude(StrictModel):
 
 
 class Rule(Flat):
-    """Which weights are adapted and how. Keys that are not listed are options of the adapter.
+    r"""Which weights are adapted and how. Keys that are not listed are options of the adapter.
 
-    >>> Rule(role=r"attention\\.query", adapter="lora", rank=8).options["rank"]
+    >>> Rule(role=r"attention\.query", adapter="lora", rank=8).options["rank"]
     8
     """
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from surgery.spec._frozen import MAX_INTEGER
 
-__all__ = ["ScalarProblem", "plain"]
+__all__ = ["ScalarError", "plain"]
 
 _WORDS: dict[str, bool | None] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
@@ -21,7 +21,7 @@ _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
 _NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 
 
-class ScalarProblem(ValueError):
+class ScalarError(ValueError):
     """A scalar that means nothing usable, and what to write instead."""
 
     def __init__(self, what: str, hint: str) -> None:
@@ -33,7 +33,7 @@ def plain(text: str) -> Any:
     """Return the value of an unquoted scalar.
 
     Raises:
-        ScalarProblem: the number is ambiguous (017), too large, or not finite.
+        ScalarError: the number is ambiguous (017), too large, or not finite.
     """
     if text in _WORDS:
         return _WORDS[text]
@@ -46,7 +46,7 @@ def plain(text: str) -> Any:
     if _FLOAT.fullmatch(text):
         return _finite(text)
     if _NOT_FINITE.fullmatch(text):
-        raise ScalarProblem(f"{text} is not a finite number", "write a finite number, or quote it to mean text")
+        raise ScalarError(f"{text} is not a finite number", "write a finite number, or quote it to mean text")
     return text
 
 
@@ -54,7 +54,7 @@ def _decimal(text: str) -> int:
     digits = text.lstrip("+-")
     if len(digits) > 1 and digits[0] == "0":
         # Readers of YAML 1.1 take 017 for octal 15, readers of YAML 1.2 for 17: neither is safe to pick.
-        raise ScalarProblem(
+        raise ScalarError(
             f"{_short(text)} can be read as octal or as decimal",
             f"write {_short(digits.lstrip('0') or '0')}, or quote it to mean text",
         )
@@ -64,14 +64,14 @@ def _decimal(text: str) -> int:
 
 def _bounded(text: str, value: int) -> int:
     if abs(value) > MAX_INTEGER:
-        raise ScalarProblem(f"the number {_short(text)} is too large", f"integers go up to {MAX_INTEGER}")
+        raise ScalarError(f"the number {_short(text)} is too large", f"integers go up to {MAX_INTEGER}")
     return value
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ScalarProblem(f"the number {_short(text)} is too large", "write a number below 1.8e308")
+        raise ScalarError(f"the number {_short(text)} is too large", "write a number below 1.8e308")
     return value
 
 

@@ -30,11 +30,9 @@ def describe(value: Any) -> str:
         return shown if len(shown) <= 40 else "a number that is too large"
     if isinstance(value, str):
         return f"the text {quoted(value)}" if value else "an empty text"
-    if isinstance(value, dict):
-        return "a mapping"
     if isinstance(value, list | tuple):
         return "a list" if value else "an empty list"
-    return f"a {type(value).__name__}"
+    return "a mapping" if isinstance(value, dict) else f"a {type(value).__name__}"
 
 
 def alternatives(spoken: Sequence[_Said], got: str) -> _Said:

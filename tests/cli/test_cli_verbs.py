@@ -123,7 +123,7 @@ def test_plan(invoke: Run, spec: Write, models: Path, golden: Golden) -> None:
 def test_plan_from_headers(invoke: Run, spec: Write, models: Path, golden: Golden) -> None:
     rules = (
         r"- {role: attention\.(query|value), adapter: lora, rank: 2, expect: 4}"
-        + "\n  - {role: .*, adapter: bias-only}"
+        "\n  - {role: .*, adapter: bias-only}"
     )
     result = invoke("plan", spec(rules, TASK), models / "gpt2", "--from-headers")
     assert result.code == 0
