@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 from collections.abc import Callable
@@ -131,13 +130,10 @@ REAL = {"sentiment-sst2": "sst2", "chinese-sentiment": "chnsenticorp"}
 
 @pytest.mark.parametrize("name", REAL)
 def test_specs_on_real_data(
-    name: str, invoke: Run, tmp_path: Path, trainable: Path, only_some: Callable[[str], str]
+    name: str, invoke: Run, tmp_path: Path, trainable: Path, only_some: Callable[[str], str], real_data: Path
 ) -> None:
     """The spec as shipped, shortened to a few steps of a tiny model."""
-    folder = os.environ.get("SURGERY_TEST_DATA")
-    if not folder:
-        pytest.skip("set SURGERY_TEST_DATA to the folder that holds sst2/ and chnsenticorp/")
-    data = Path(folder) / REAL[name]
+    data = real_data / REAL[name]
     path = tmp_path / f"{name}.yaml"
     path.write_text(only_some((ROOT / "specs" / f"{name}.yaml").read_text("utf-8")), "utf-8")
     files = f"train={data / 'train.jsonl'},validation={data / 'dev.jsonl'}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -94,12 +93,3 @@ def spec_of(bert: Path) -> Callable[..., Spec]:
         return Spec(**plain)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def real_data() -> Path:
-    default = Path(__file__).parents[2].parent / "shared" / "data"
-    folder = Path(os.environ.get("SURGERY_TEST_DATA", default))
-    if not folder.is_dir():
-        pytest.skip("no real data: set SURGERY_TEST_DATA to the folder that holds sst2/, lm_wikitext2/, ...")
-    return folder
