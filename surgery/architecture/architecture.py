@@ -61,6 +61,8 @@ class Architecture:
     ties: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if isinstance(self.types, str):  # its letters would be taken for types
+            raise PluginError("types must be a tuple of names", f"architecture {self.types}", f'("{self.types}",)')
         for role in (*self.roles, *self.heads):
             if role not in ROLES:
                 raise PluginError(

@@ -16,7 +16,7 @@ from surgery.errors import PluginError, nearest
 from surgery.registry import hooks
 from surgery.registry.contracts import DataSource, ModelSource, TaskType
 from surgery.registry.registry import Provenance, Registered, Registry
-from surgery.spec import Rule
+from surgery.spec import Options, Rule
 
 __all__ = ["AUTOLOAD_SWITCH", "load_registry"]
 
@@ -56,29 +56,27 @@ def load_registry(
     _refuse_misspelt(manager, sources)
     return Registry(
         adapters=_collect(
-            manager.hook.surgery_adapters, sources, AdapterType, lambda value: (value.name,), _check_options
+            manager.hook.surgery_adapters, sources, AdapterType, lambda value: (_name(value),), _check_options
         ),
         architectures=_collect(manager.hook.surgery_architectures, sources, Architecture, lambda value: value.types),
-        models=_collect(manager.hook.surgery_models, sources, ModelSource, lambda value: (value.name,)),
-        datasets=_collect(manager.hook.surgery_datasets, sources, DataSource, lambda value: (value.name,)),
-        tasks=_collect(manager.hook.surgery_tasks, sources, TaskType, lambda value: (value.name,)),
+        models=_collect(manager.hook.surgery_models, sources, ModelSource, lambda value: (_name(value),)),
+        datasets=_collect(manager.hook.surgery_datasets, sources, DataSource, lambda value: (_name(value),)),
+        tasks=_collect(manager.hook.surgery_tasks, sources, TaskType, lambda value: (_name(value),)),
         plugins=tuple(sources.values()),
     )
 
 
-def _installed() -> dict[str, tuple[EntryPoint, Provenance]]:
-    found: dict[str, tuple[EntryPoint, Provenance]] = {}
+def _installed() -> dict[str, list[tuple[EntryPoint, Provenance]]]:
+    """Return entry-point name -> where it is found; several distributions may name one."""
+    found: dict[str, list[tuple[EntryPoint, Provenance]]] = {}
     for distribution in distributions():
         for entry in distribution.entry_points:
             if entry.group != hooks.PROJECT:
                 continue
-            provenance = Provenance(entry.name, distribution.metadata["Name"], distribution.version)
-            seen = found.setdefault(entry.name, (entry, provenance))
-            if seen[1].distribution != provenance.distribution:
-                raise PluginError(
-                    f"two distributions name a plugin {entry.name!r}: {seen[1]} and {provenance}",
-                    hint=f"uninstall one of them, or --no-plugin {entry.name}",
-                )
+            provenance = Provenance(entry.name, distribution.metadata["Name"] or "unnamed", distribution.version)
+            known = found.setdefault(entry.name, [])
+            if provenance.distribution not in [other.distribution for _, other in known]:
+                known.append((entry, provenance))
     return found
 
 
@@ -90,13 +88,19 @@ def _chosen(entry_points: bool, only: Sequence[str], block: Sequence[str]) -> It
     autoload = entry_points and os.environ.get(AUTOLOAD_SWITCH, "0") in ("", "0")
     for name in sorted(installed):
         if name not in block and (autoload or name in only):
-            yield installed[name]
+            if len(installed[name]) > 1:
+                places = " and ".join(str(provenance) for _, provenance in installed[name][:2])
+                raise PluginError(
+                    f"two distributions name a plugin {name!r}: {places}",
+                    hint=f"uninstall one of them, or --no-plugin {name} to do without both",
+                )
+            yield installed[name][0]
 
 
 def _import(entry: EntryPoint, provenance: Provenance) -> object:
     try:
         return entry.load()
-    except Exception as error:  # A stranger's import may raise anything; the user needs its name and the way out.
+    except (Exception, SystemExit) as error:  # A stranger's import may raise anything, and even leave.
         raise PluginError(
             f"plugin {entry.name!r} of {provenance} cannot be imported: {type(error).__name__}: {error}",
             entry.value,
@@ -125,6 +129,13 @@ def _refuse_misspelt(manager: pluggy.PluginManager, sources: Mapping[str, Proven
             continue
         # A function called surgery_something without the marker is as silent a mistake as a misspelt marked one.
         members = vars(plugin) if isinstance(plugin, ModuleType) else {key: getattr(plugin, key) for key in dir(plugin)}
+        if not any(hasattr(value, f"{hooks.PROJECT}_impl") for value in members.values()):
+            likely = [member for member in members if member.startswith(f"{hooks.PROJECT}_")]
+            raise PluginError(
+                f"plugin {name!r} of {sources[name]} implements no hook",
+                ", ".join(likely),
+                f"a hook is a function marked with @surgery.hookimpl: {', '.join(known)}",
+            )
         for member, value in members.items():
             is_marked = hasattr(value, f"{hooks.PROJECT}_impl")
             if is_marked and member not in known:
@@ -152,7 +163,7 @@ def _collect(
     for implementation in sorted(hook.get_hookimpls(), key=lambda item: str(item.plugin_name)):
         provenance = sources[implementation.plugin_name]
         try:
-            values = list(implementation.function())
+            values = _list(implementation.function())
         except Exception as error:
             raise PluginError(
                 f"plugin {provenance.plugin!r} of {provenance}: {hook.name}() failed: {type(error).__name__}: {error}",
@@ -165,7 +176,7 @@ def _collect(
                     f"{kind.__name__}, not {value!r}"
                 )
             check(value, provenance)
-            for name in names(value):
+            for name in _names(value, names, hook.name, provenance):
                 if name in table:
                     raise PluginError(
                         f"{name!r} is supplied twice: by {table[name].provenance} (plugin "
@@ -177,10 +188,32 @@ def _collect(
     return dict(sorted(table.items()))
 
 
+def _name(value: Any) -> Any:
+    return getattr(value, "name", None)
+
+
+def _list(values: object) -> list[Any]:
+    if not isinstance(values, list | tuple):
+        raise TypeError(f"it must return a list, not {values!r}"[:200])
+    return list(values)
+
+
+def _names(value: Any, names: Callable[[Any], Iterable[str]], hook: str, provenance: Provenance) -> tuple[str, ...]:
+    given = [name for name in names(value) if not isinstance(name, str) or not name]
+    if given:
+        raise PluginError(f"plugin {provenance.plugin!r} of {provenance}: {given[0]!r} is no name", hook)
+    return tuple(names(value))
+
+
 def _check_options(value: AdapterType[Any], provenance: Provenance) -> None:
+    if not (isinstance(value.options, type) and issubclass(value.options, Options)):
+        raise PluginError(
+            f"adapter {_name(value)!r} of {provenance}: options must be a class derived from surgery.Options",
+            hint="leave it out where there are none",
+        )
     clash = _CORE_KEYS & set(value.options.model_fields)
     if clash:
         raise PluginError(
-            f"adapter {value.name!r} of {provenance} re-uses the core keys {', '.join(sorted(clash))} as options",
+            f"adapter {_name(value)!r} of {provenance} re-uses the core keys {', '.join(sorted(clash))} as options",
             hint="rename them: options stand beside the core keys of a rule",
         )
