@@ -35,9 +35,11 @@ if TYPE_CHECKING:
     from surgery.registry import hookimpl as hookimpl
     from surgery.registry import load_registry as load_registry
     from surgery.registry import load_spec as load_spec
+    from surgery.report import compare_and_report as compare  # noqa: F401 - the door calls it compare
     from surgery.spec import Options as Options
     from surgery.spec import Rule as Rule
     from surgery.spec import Spec as Spec
+    from surgery.training import train as train
 
 _DOOR = {
     "Adapter": "surgery.adapter",
@@ -61,6 +63,7 @@ _DOOR = {
     "SurgeryError": "surgery.errors",
     "TaskType": "surgery.registry",
     "add_update": "surgery.adapter.parts",
+    "compare": "surgery.report:compare_and_report",
     "hookimpl": "surgery.registry",
     "load_adapter": "surgery.operation",
     "load_registry": "surgery.registry",
@@ -69,6 +72,7 @@ _DOOR = {
     "plan": "surgery.planning",
     "sites": "surgery.planning",
     "spread_parts": "surgery.adapter.parts",
+    "train": "surgery.training",
 }
 
 __all__ = [*_DOOR]  # noqa: PLE0604 - the keys are strings
@@ -77,7 +81,8 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> object:
     if name in _DOOR:
-        value = getattr(import_module(_DOOR[name]), name)
+        module, _, inside = _DOOR[name].partition(":")
+        value = getattr(import_module(module), inside or name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'surgery' has no attribute {name!r}")

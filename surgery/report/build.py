@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from surgery.registry import Registry
+from surgery.registry import Registry, load_registry
 from surgery.report.figures import figures
 from surgery.report.view import view
 from surgery.study import Comparison, StudySpec, compare, read_comparison
@@ -42,9 +42,9 @@ def build_report(folder: Path | str) -> Path:
 
 
 def compare_and_report(
-    study: StudySpec | Path | str, out: Path | str, *, registry: Registry, **options: Any
+    study: StudySpec | Path | str, out: Path | str, *, registry: Registry | None = None, **options: Any
 ) -> Comparison:
     """Run a study as `surgery.study.compare` does, with its options, and write `report.html` beside its numbers."""
-    comparison = compare(study, out, registry=registry, **options)
+    comparison = compare(study, out, registry=registry or load_registry(), **options)
     build_report(comparison.folder)
     return comparison

@@ -14,7 +14,7 @@ from typing import Any
 
 from surgery.errors import TrainingError
 from surgery.operation import Operation, operate
-from surgery.registry import Registry
+from surgery.registry import Registry, load_registry, load_spec
 from surgery.spec import ModelRef, Spec, TrainingSpec
 from surgery.training.data import DataOverride, describe
 from surgery.training.fit import evaluate, fit
@@ -49,10 +49,10 @@ class RunResult:
 
 
 def train(  # noqa: PLR0913 - everything after the star is optional or named
-    spec: Spec,
+    spec: Spec | str | Path,
     out: str | Path,
     *,
-    registry: Registry,
+    registry: Registry | None = None,
     data: DataOverride | None = None,
     model: ModelRef | str | None = None,
     resume: bool = False,
@@ -62,9 +62,9 @@ def train(  # noqa: PLR0913 - everything after the star is optional or named
     """Train `spec` and write the run folder `out`. `result.json` comes last: where it is, the run is complete.
 
     Args:
-        spec: the spec; it must have a task and a training section.
+        spec: the spec, or its file; it must have a task and a training section.
         out: the run folder; new or empty, unless `resume`.
-        registry: installed plugins.
+        registry: the installed plugins; None loads them.
         data, model: in place of the spec's.
         resume: go on with what `out` holds; a finished run is left alone.
         progress: told how far it is.
@@ -74,6 +74,9 @@ def train(  # noqa: PLR0913 - everything after the star is optional or named
         TrainingError: a folder in use, a run of another spec, a full disk, Ctrl-C (the folder can be resumed).
     """
     folder = Path(out)
+    registry = registry or load_registry()
+    if not isinstance(spec, Spec):
+        spec = load_spec(spec, registry)
     if spec.training is None:
         raise TrainingError(
             "the spec does not say how to train", f"spec {spec.name}", "add training: {steps: ..., ...}"
