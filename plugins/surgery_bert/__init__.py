@@ -27,7 +27,10 @@ BERT = Architecture(
         "head.lm": ("cls.predictions.decoder", "cls.predictions"),
         "head.classifier": ("classifier", "qa_outputs", "cls.seq_relationship"),
     },
-    ties={"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"},
+    ties={
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    },
 )
 
 

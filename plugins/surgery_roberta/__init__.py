@@ -27,7 +27,10 @@ ROBERTA = Architecture(
         "head.lm": ("lm_head.decoder", "lm_head"),
         "head.classifier": ("classifier.out_proj", "classifier", "qa_outputs"),
     },
-    ties={"lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight"},
+    ties={
+        "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+        "lm_head.decoder.bias": "lm_head.bias",
+    },
 )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,16 +92,27 @@ def inventory_of_checkpoint(folder: Path, architecture: Architecture | None, mod
     """Take the inventory from headers. `architecture` tells hosts and ties, which headers do not say."""
     headers = read_checkpoint_headers(folder)
     entries = [_entry(header) for header in headers.values()]
+    entries.sort(key=lambda entry: _natural(entry.name))
     names = {entry.name: entry for entry in entries}
     ties: dict[str, tuple[str, ...]] = {}
     for alias, target in (architecture.ties if architecture else {}).items():
-        if alias not in names and target in names:
+        if alias not in names and target in names and _is_left_out(alias, target, names):
             path, _, parameter = alias.rpartition(".")
             source = names[target]
             entries.append(ParameterEntry(path, parameter, source.shape, source.dtype, ""))
             ties[alias], ties[target] = (target,), (alias,)
-    entries.sort(key=lambda entry: _natural(entry.name))
+    # Names that were left out come last, as heads do in a model: the first name of a tied tensor is then the same one.
     return Inventory(model_type, "", "headers", tuple(entries), ties)
+
+
+def _is_left_out(alias: str, target: str, names: Collection[str]) -> bool:
+    """Whether the model has `alias` although its file does not: not every task model has the head that is tied.
+
+    Either something else of the same head is in the file, or there is nothing but the base model, as in a decoder
+    whose only head is the tied one.
+    """
+    head, base = alias.partition(".")[0], target.partition(".")[0]
+    return any(name.startswith(f"{head}.") for name in names) or all(name.startswith(f"{base}.") for name in names)
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:
@@ -137,8 +148,8 @@ def _tensor(path: Path, name: str, value: Any, offset: int, size: int) -> Tensor
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError("a tensor's header must hold dtype, shape and data_offsets", where)
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if dtype not in _DTYPES:
-        raise CheckpointError(f"unknown dtype {dtype!r}", where)
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise CheckpointError(f"unknown dtype {str(dtype)[:40]!r}", where)
     if not _is_counts(shape) or not _is_counts(offsets) or len(offsets) != 2 or len(shape) > 16:
         raise CheckpointError("shape and data_offsets must be lists of counts", where)
     expected = DTYPE_BYTES[_DTYPES[dtype]]

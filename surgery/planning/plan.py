@@ -50,7 +50,7 @@ class Edit:
     @property
     def bytes(self) -> int:
         """Bytes of the trainable numbers."""
-        return self.parameters * DTYPE_BYTES[self.dtype]
+        return self.parameters * DTYPE_BYTES.get(self.dtype, 4)
 
     def to_dict(self) -> dict[str, Any]:
         part = self.site.slice

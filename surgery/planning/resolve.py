@@ -11,11 +11,15 @@ from surgery.adapter import AdapterType
 from surgery.architecture import Site
 from surgery.errors import PlanError, Problem, SurgeryError, nearest
 from surgery.planning.inventory import Inventory
+from surgery.planning.match import Matching
 from surgery.planning.plan import Edit, RuleOutcome
 from surgery.registry import Registry
-from surgery.spec import Options, Rule, compile_pattern, layer_indices
+from surgery.spec import Options, Rule
 
 __all__ = ["resolve"]
+
+_MANY = 2000
+"""Names that a misspelt one is compared with."""
 
 _Claim = tuple[str, str]  # (canonical parameter name, role of the part or "")
 
@@ -41,7 +45,8 @@ def resolve(
         SpecError, PluginError: an unknown adapter or an option that it does not take.
     """
     state = _State()
-    resolver = _Resolver(sites, inventory)
+    matching = Matching(sites, len(rules))
+    resolver = _Resolver(sites, inventory, matching)
     for index, rule in enumerate(rules):
         kind = registry.adapter(rule.adapter)
         options = registry.bind(rule, f"rules[{index}]")
@@ -51,6 +56,8 @@ def resolve(
             state.problems.extend(
                 replace(problem, where=problem.where or _where(index, rule)) for problem in error.problems
             )
+        if matching.is_over:
+            break
     if state.problems:
         raise PlanError.of(state.problems)
     order = {site.key: position for position, site in reversed(list(enumerate(sites)))}
@@ -60,16 +67,13 @@ def resolve(
 
 
 class _Resolver:
-    def __init__(self, sites: Sequence[Site], inventory: Inventory) -> None:
+    def __init__(self, sites: Sequence[Site], inventory: Inventory, matching: Matching) -> None:
         self._sites = sites
         self._inventory = inventory
-        self._layers: dict[str, int] = {}
-        for site in sites:
-            if site.layer is not None:
-                self._layers[site.stack] = max(self._layers.get(site.stack, 0), site.layer + 1)
+        self._matching = matching
 
     def apply(self, index: int, rule: Rule, kind: AdapterType[Any], options: Options, state: _State) -> None:
-        matched = self._matched(rule)
+        matched = self._matching.sites(rule)
         if not matched:
             raise PlanError("the rule matches no site", _where(index, rule), self._suggest(rule))
         claimed = [site for site in matched if kind.claims(site)]
@@ -77,7 +81,7 @@ class _Resolver:
             raise PlanError(
                 f"the rule matches {len(matched)} parameters, and {rule.adapter!r} can adapt none of them",
                 _where(index, rule),
-                f"first match: {matched[0].name}, a {matched[0].host} of shape {list(matched[0].shape)}",
+                f"first match: {matched[0].name} in a host of kind {matched[0].host!r}, shape {list(matched[0].shape)}",
             )
         free, lost = self._free(self._untangle(rule, claimed), state)
         if not free:
@@ -89,11 +93,12 @@ class _Resolver:
             )
         self._refuse_mixed_ties(free, state)
         edits = self._edits(index, rule, kind, options, free)
+        self._refuse_taken_companions(edits, state)
         if rule.expect is not None and rule.expect != len(free):
             raise PlanError(
-                f"the rule expects {rule.expect} sites and wins {len(free)}",
+                f"the rule expects {rule.expect} site{'s' if rule.expect > 1 else ''} and wins {len(free)}",
                 f"{_where(index, rule)}.expect",
-                f"it matches {len(claimed)} and loses {sum(lost.values())} to earlier rules",
+                f"it matches {len(claimed)}" + (f" and loses {lost.total()} to earlier rules" if lost else ""),
             )
         for edit in edits:
             for site in edit.sites:
@@ -109,22 +114,6 @@ class _Resolver:
                 parameters=sum(edit.parameters for edit in edits),
             )
         )
-
-    def _matched(self, rule: Rule) -> list[Site]:
-        chosen = {
-            stack: None if rule.layers == "all" else set(layer_indices(rule.layers, count))
-            for stack, count in (self._layers or {"": 0}).items()
-        }
-        selects_layers = rule.layers != "all"
-        wanted = _matcher(rule.role, rule.target)
-        unwanted = _matcher(rule.exclude.role, rule.exclude.target) if rule.exclude else None
-        return [
-            site
-            for site in self._sites
-            if (not selects_layers or (site.layer is not None and site.layer in (chosen[site.stack] or ())))
-            and wanted(site)
-            and not (unwanted and unwanted(site))
-        ]
 
     def _untangle(self, rule: Rule, sites: list[Site]) -> list[tuple[Site, str]]:
         """Decide tied names: all of them matched means shared; only some of them needs `tied:`."""
@@ -168,13 +157,17 @@ class _Resolver:
         name = site.name if tied == "untie" else self._inventory.canonical(site.name)
         return name, site.role if site.slice else ""
 
+    def _winner(self, site: Site, tied: str, state: _State) -> int | None:
+        winner = state.winners.get(self._claim(site, tied))
+        if winner is None and site.slice:
+            winner = state.winners.get((self._inventory.canonical(site.name), ""))
+        return winner
+
     def _free(self, sites: list[tuple[Site, str]], state: _State) -> tuple[list[tuple[Site, str]], Counter[int]]:
         lost: Counter[int] = Counter()
         free = []
         for site, tied in sites:
-            winner = state.winners.get(self._claim(site, tied))
-            if winner is None and site.slice:
-                winner = state.winners.get((self._inventory.canonical(site.name), ""))
+            winner = self._winner(site, tied, state)
             if winner is None:
                 free.append((site, tied))
             else:
@@ -194,6 +187,25 @@ class _Resolver:
                     "say the same in both rules",
                 )
 
+    def _refuse_taken_companions(self, edits: list[Edit], state: _State) -> None:
+        """What an adapter needs beside its site must be free as well: one parameter has one winner."""
+        for edit in edits:
+            for other in edit.companions:
+                winner = self._winner(other, edit.tied, state)
+                if winner is not None:
+                    raise PlanError(
+                        f"{edit.adapter} on {edit.site.key} also changes {other.key}, which rules[{winner}] has won",
+                        "",
+                        "turn that option off there, or exclude the parameter in the earlier rule",
+                    )
+                if other.tied and not edit.tied:
+                    raise PlanError(
+                        f"{edit.adapter} on {edit.site.key} also changes {other.key}, which is tied to "
+                        f"{', '.join(other.tied)}",
+                        "",
+                        "turn that option off there",
+                    )
+
     def _edits(
         self, index: int, rule: Rule, kind: AdapterType[Any], options: Options, free: list[tuple[Site, str]]
     ) -> list[Edit]:
@@ -212,7 +224,8 @@ class _Resolver:
             companions = tuple(self._companion(site, name) for name in kind.companions(site, options))
             edits.append(Edit(site, companions, index, kind.name, options, count, kind.trainable_dtype(site), tied))
         if problems:
-            raise PlanError.of(problems[:1] if len({problem.hint for problem in problems}) == 1 else problems)
+            first, rest = problems[0], len(problems) - 1
+            raise PlanError.of([replace(first, what=f"{first.what}{f' (and {rest} more like it)' if rest else ''}")])
         return edits
 
     def _companion(self, site: Site, parameter: str) -> Site:
@@ -223,7 +236,23 @@ class _Resolver:
             f"the adapter also needs {parameter!r} of {site.path!r}, which has none", "", "turn that option off there"
         )
 
+    def _narrowed(self, rule: Rule) -> str:
+        """Return what is to be said where each pattern matches, and together they leave nothing."""
+        if rule.exclude is not None:
+            kept = len(self._matching.sites(rule.model_copy(update={"exclude": None})))
+            if kept:
+                return f"its `exclude` leaves out all {kept} that it matches"
+        if rule.role is not None and rule.target is not None:
+            by_role = len(self._matching.sites(rule.model_copy(update={"target": None})))
+            by_target = len(self._matching.sites(rule.model_copy(update={"role": None})))
+            if by_role and by_target:
+                return f"`role` alone matches {by_role} parameters and `target` alone {by_target}, but none both"
+        return ""
+
     def _suggest(self, rule: Rule) -> str:
+        narrowed = self._narrowed(rule)
+        if narrowed:
+            return narrowed
         parts = []
         if rule.role is not None:
             roles = {site.role for site in self._sites if not site.role.startswith("other.")}
@@ -233,22 +262,12 @@ class _Resolver:
                 parts.append("this model has no architecture plugin, so no roles: use `target:`")
         if rule.target is not None:
             paths = {site.path for site in self._sites}
+            if len(paths) > _MANY:  # comparing texts is slow; one layer stands for all
+                paths = set(sorted({site.path for site in self._sites if not site.layer})[:_MANY])
             parts.append(nearest(rule.target.replace("\\", ""), paths))
         if rule.layers != "all":
             parts.append(f"layers: {rule.layers}")
         return "; ".join(part for part in parts if part)
-
-
-def _matcher(role: str | None, target: str | None) -> Any:
-    by_role = compile_pattern(role) if role is not None else None
-    by_target = compile_pattern(target) if target is not None else None
-
-    def matches(site: Site) -> bool:
-        if by_role is not None and not by_role.fullmatch(site.role):
-            return False
-        return by_target is None or by_target.fullmatch(site.path) or by_target.fullmatch(site.name)
-
-    return matches
 
 
 def _join_parts(free: list[tuple[Site, str]], sites: Sequence[Site]) -> list[tuple[Site, str]]:

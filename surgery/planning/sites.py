@@ -109,12 +109,14 @@ def _find(index: Mapping[str, list[_Place]], name: str) -> list[_Place]:
 
 def _part(entry: ParameterEntry, cut: Slice) -> Part:
     axis = cut.axis if len(entry.shape) > 1 else 0
-    extent = entry.shape[axis]
+    extent = entry.shape[axis] if axis < len(entry.shape) else 0
     view = list(cut.view)
-    if -1 in view:
+    if view.count(-1) == 1:
         known = math.prod(size for size in view if size != -1)
         view[view.index(-1)] = extent // known if known else 0
-    if math.prod(view) != extent or not 0 <= cut.start < cut.start + cut.length <= view[cut.dim]:
+    along = view[cut.dim] if 0 <= cut.dim < len(view) else 0
+    fits = extent > 0 and min(view) > 0 and math.prod(view) == extent
+    if not fits or not 0 <= cut.start < cut.start + cut.length <= along:
         raise PlanError(
             f"axis {axis} has {extent} entries and cannot be seen as {tuple(cut.view)}",
             entry.name,

@@ -1,0 +1,100 @@
+"""Which sites a rule's patterns match, within a budget of time for the whole spec."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import thread_time
+
+from surgery.architecture import Site
+from surgery.errors import PlanError
+from surgery.spec import Rule, compile_pattern, layer_indices
+
+__all__ = ["Matching"]
+
+_SECONDS = 0.5
+_SECONDS_FOR_A_SITE = 5e-6
+"""Many times what an honest pattern takes for one name."""
+
+
+class Matching:
+    """The patterns of all rules over all sites.
+
+    One match is bounded in time by the pattern itself. A thousand names, each just within that bound, would still take
+    a minute, and a spec may hold hundreds of rules: so the sum is bounded as well, in processor time, which a busy
+    machine does not lengthen.
+    """
+
+    def __init__(self, sites: Sequence[Site], rules: int) -> None:
+        self._sites = sites
+        self._budget = _SECONDS + _SECONDS_FOR_A_SITE * len(sites) * rules
+        self._left = self._budget
+        self._counts: dict[str, int] = {}
+        for site in sites:
+            if site.layer is not None:
+                self._counts[site.stack] = max(self._counts.get(site.stack, 0), site.layer + 1)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is used up, so that no further rule can be judged."""
+        return self._left <= 0
+
+    def sites(self, rule: Rule) -> list[Site]:
+        """Return the sites that `rule` speaks of, in module order.
+
+        Raises:
+            PlanError: a layer that does not exist, or the time is used up.
+            SpecError: one match alone took too long.
+        """
+        start = thread_time()
+        excluded = rule.exclude
+        wanted = _Names(rule.role, rule.target, start + self._left)
+        unwanted = _Names(excluded.role, excluded.target, start + self._left) if excluded else None
+        try:
+            matched = [site for site in self._sites if wanted(site) and not (unwanted and unwanted(site))]
+        except TimeoutError:
+            self._left = 0.0
+            raise PlanError(
+                f"the patterns took more than {self._budget:.1f} s of processor time on {len(self._sites):,} names",
+                hint="simplify them: avoid several .* or repeats in one another; later rules were not looked at",
+            ) from None
+        finally:
+            self._left -= thread_time() - start
+        if rule.layers == "all" or not matched:
+            return matched
+        # Layers are counted in the stacks that the patterns reach: an encoder may be shorter than its decoder.
+        stacks = {site.stack for site in matched if site.layer is not None} or {""}
+        chosen = {stack: set(layer_indices(rule.layers, self._counts.get(stack, 0))) for stack in sorted(stacks)}
+        return [site for site in matched if site.layer is not None and site.layer in chosen[site.stack]]
+
+
+class _Names:
+    """One pair of patterns; every distinct role and path is matched once."""
+
+    def __init__(self, role: str | None, target: str | None, deadline: float) -> None:
+        self._role = compile_pattern(role) if role is not None else None
+        self._target = compile_pattern(target) if target is not None else None
+        self._deadline = deadline
+        self._roles: dict[str, bool] = {}
+        self._paths: dict[str, bool] = {}
+
+    def __call__(self, site: Site) -> bool:
+        if self._role is not None:
+            if site.role not in self._roles:
+                self._roles[site.role] = self._role.fullmatch(site.role)
+                self._tick()
+            if not self._roles[site.role]:
+                return False
+        if self._target is None:
+            return True
+        if site.path not in self._paths:
+            self._paths[site.path] = self._target.fullmatch(site.path)
+            self._tick()
+        if self._paths[site.path]:
+            return True
+        found = self._target.fullmatch(site.name)
+        self._tick()
+        return found
+
+    def _tick(self) -> None:
+        if thread_time() > self._deadline:
+            raise TimeoutError
