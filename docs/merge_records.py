@@ -1,6 +1,6 @@
 """What storing a merge in the base's dtype loses: `python docs/merge_records.py`.
 
-A 1024 x 1024 weight (std 0.02) and a LoRA update of rank 8, scaled to a given share of its norm, merged in three dtypes.
+A 1024 x 1024 weight (std 0.02) and a LoRA update of rank 8, scaled to a share of its norm, merged in three dtypes.
 """
 
 from __future__ import annotations

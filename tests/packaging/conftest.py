@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -49,40 +50,59 @@ def build_wheel(source: Path, out: Path, *, through_sdist: bool = False) -> Path
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project's own wheel, built from its source distribution."""
-    return build_wheel(ROOT, tmp_path_factory.mktemp("dist"), through_sdist=True)
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of one test run share; whoever comes first fills it while the others wait."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "packaging"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            _fill(folder)
+            (folder / "done").touch()
+    return folder
 
 
-@pytest.fixture(scope="session")
-def pages_wheels(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
-    """The folder with the files of the two docs pages, and the wheels of the packages in it."""
+def _fill(folder: Path) -> None:
     from pages import files
+    from transformers import MptConfig
 
-    folder = tmp_path_factory.mktemp("pages")
+    wheels = [build_wheel(ROOT, folder / "dist" / "own", through_sdist=True)]
     for page in ("write-an-adapter.md", "write-an-architecture.md"):
         for name, text in files(ROOT / "docs" / page).items():
-            target = folder / name
+            target = folder / "pages" / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text, "utf-8")
-    sources = sorted(path.parent for path in folder.glob("*/pyproject.toml"))
-    return folder, [build_wheel(source, folder / "dist" / source.name) for source in sources]
+    for project in sorted((folder / "pages").glob("*/pyproject.toml")):
+        wheels.append(build_wheel(project.parent, folder / "dist" / project.parent.name))
+    config = MptConfig(d_model=16, n_heads=2, n_layers=2, vocab_size=40, architectures=["MptForCausalLM"])
+    config.save_pretrained(folder / "pages" / "tiny-mpt")
+    _install(folder, wheels)
 
 
-@pytest.fixture(scope="session")
-def fresh(wheel: Path, pages_wheels: tuple[Path, list[Path]], tmp_path_factory: pytest.TempPathFactory) -> Fresh:
-    """A new virtual environment with the three wheels; torch and the like are borrowed from the running one."""
-    root = tmp_path_factory.mktemp("fresh")
-    venv.create(root / "venv", with_pip=False, symlinks=True)
-    python = root / "venv" / "bin" / "python"
-    folder, others = pages_wheels
+def _install(folder: Path, wheels: Sequence[Path]) -> None:
+    """Make an environment that holds these wheels; torch and the like are borrowed from the running one."""
+    venv.create(folder / "venv", with_pip=False, symlinks=True)
+    python = folder / "venv" / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check", "--quiet", "install"]
-    _run([*pip, "--no-deps", "--no-index", str(wheel), *map(str, others)], root)
-    borrowed = root / "borrowed"
+    _run([*pip, "--no-deps", "--no-index", *map(str, wheels)], folder)
+    borrowed = folder / "borrowed"
     borrowed.mkdir()
     for path in Path(sysconfig.get_path("purelib")).iterdir():
         if not path.name.startswith(OWN) and path.suffix != ".pth":
             (borrowed / path.name).symlink_to(path)
-    (site,) = (root / "venv" / "lib").glob("python*/site-packages")
+    (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
     (site / "borrowed.pth").write_text(f"{borrowed}\n", "utf-8")
-    return Fresh(python, folder)
+
+
+@pytest.fixture(scope="session")
+def wheel(shared: Path) -> Path:
+    """The project's own wheel, built from its source distribution."""
+    (found,) = (shared / "dist" / "own").glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="session")
+def fresh(shared: Path) -> Fresh:
+    """A new virtual environment with the project's wheel and those of the two pages."""
+    return Fresh(shared / "venv" / "bin" / "python", shared / "pages")

@@ -103,10 +103,6 @@ def _installed() -> list[tuple[str, Block]]:
 
 @pytest.mark.parametrize(("page", "block"), _installed(), ids=lambda value: value if isinstance(value, str) else "")
 def test_what_the_pages_show(page: str, block: Block, fresh: Fresh) -> None:
-    from transformers import MptConfig
-
-    config = MptConfig(d_model=16, n_heads=2, n_layers=2, vocab_size=40, architectures=["MptForCausalLM"])
-    config.save_pretrained(fresh.folder / "tiny-mpt")
     for command, shown in commands(block):
         printed = fresh.run("bash", "-c", command)
         assert same_output(shown, printed), printed
