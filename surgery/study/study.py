@@ -14,6 +14,7 @@ from surgery.errors import StateError
 from surgery.registry import Registry
 from surgery.study.cells import Cell, final_cells, tuning_cells
 from surgery.study.choose import Choice, choose_rates
+from surgery.study.overview import overview
 from surgery.study.record import CellRecord
 from surgery.study.results import RESULTS, STUDY, Results, read_records, write_atomically
 from surgery.study.run_cell import CellRunner, forget_sessions, preflight, versions
@@ -62,7 +63,7 @@ class Comparison:
         return tuple(sentence(self.summary, row) for row in ordered)
 
     def __str__(self) -> str:
-        return "\n".join(self.sentences)
+        return "\n".join([overview(self.summary), "", *self.sentences])
 
 
 def compare(

@@ -38,7 +38,8 @@ def parameter_groups(
 ) -> tuple[Group, ...]:
     """Sort the trainable parameters into groups: for each of the spec's, and for the rest, with and without decay.
 
-    Biases, norm weights and other vectors do not decay. The first group that matches a parameter wins it.
+    Biases, norm weights and other vectors do not decay, unless a group states a weight decay of its own. The first
+    group that matches a parameter wins it.
 
     Raises:
         TrainingError: a group that wins nothing.
@@ -47,7 +48,9 @@ def parameter_groups(
     chosen: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in trainable.items():
         index = next((index for index, matcher in enumerate(matchers) if matcher(sites[name])), len(matchers))
-        chosen.setdefault((index, _decays(parameter, sites[name])), []).append(parameter)
+        states_decay = index < len(matchers) and training.groups[index].weight_decay is not None
+        decays = states_decay or _decays(parameter, sites[name])
+        chosen.setdefault((index, decays), []).append(parameter)
     _refuse_empty(training.groups, {index for index, _ in chosen}, sites)
     return tuple(
         _group(training, key, parameters) for key, parameters in sorted(chosen.items(), key=lambda item: item[0])
@@ -61,7 +64,7 @@ class _Matcher:
 
     def __call__(self, site: Site) -> bool:
         return (self._role is None or bool(self._role.fullmatch(site.role))) and (
-            self._target is None or bool(self._target.fullmatch(site.path))
+            self._target is None or self._target.fullmatch(site.path) or self._target.fullmatch(site.name)
         )
 
 

@@ -151,7 +151,6 @@ def test_groups_and_decay(spec_of: SpecOf, registry: Registry, rows: Any) -> Non
     rates = {group.name: (group.learning_rate, group.weight_decay) for group in found}
     assert rates == {
         "classifier": (0.1, 0.5),
-        "classifier, without decay": (0.1, 0.0),
         r"mlp\..*": (1e-3, 0.2),
         r"mlp\..*, without decay": (1e-3, 0.0),
         "rest": (1e-3, 0.2),

@@ -1,0 +1,21 @@
+"""The table that `surgery compare` prints."""
+
+from __future__ import annotations
+
+from synthetic import make_records, make_study, make_summary
+
+from surgery.study.overview import overview
+
+
+def test_every_row_of_the_summary_is_a_line() -> None:
+    study = make_study()
+    summary = make_summary(study, make_records(study))
+    table = overview(summary).splitlines()
+    assert table[0].split()[0] == "arm"
+    assert len(table) == 1 + len(summary.rows)
+    for line, row in zip(table[1:], summary.rows, strict=True):
+        assert line.startswith(row.label)
+        if row.verdict is not None:
+            assert row.verdict.word in line
+        if row.differ is not None:
+            assert line.endswith(f"{row.differ:,}")
