@@ -33,8 +33,10 @@ def add_plan(body: Body, plan: Plan, name: str, registry: Registry, *, is_first:
         raise StateError(f"an adapter is already called {name!r}", hint="choose another name, or op.remove() it")
     modules = base_modules(body.model)
     refuse_unfit(plan, modules, is_first=is_first)
-    if body.merged:
-        _refuse_merged(body, plan)
+    if not is_first:
+        body.check_hosts()
+        _refuse_mixed_ties(body, plan, modules)
+        _refuse_merged(body, plan, modules)
     built = build_adapters(plan, modules, registry)
     with body.ledger.all_or_nothing():
         if is_first:
@@ -44,6 +46,7 @@ def add_plan(body: Body, plan: Plan, name: str, registry: Registry, *, is_first:
 
 def remove_name(body: Body, name: str) -> None:
     """Take the adapters called `name` off their hosts. Hosts stay ready for others until the operation is undone."""
+    body.check_hosts()
     undo = Ledger()
     with undo.all_or_nothing():
         _detach(body, name, undo)
@@ -127,6 +130,10 @@ def _register(body: Body, name: str, item: Built, owners: _Owners) -> None:
     body.hosts[edit.site.path].put(name, slot_key(edit), item.adapter)
     for site in edit.sites:
         key = site.name if edit.tied != "untie" else f"{site.name} (untied)"
+        if edit.tied == "share":
+            # Another adapter may have taken the tensor under another of its names.
+            names = (site.name, *site.tied)
+            key = next((name for name in names if name in body.slots), key)
         if key not in body.slots:
             found = owners.of(site, edit.tied)
             parameter = found[0].module._parameters[site.parameter]
@@ -160,9 +167,29 @@ def _detach(body: Body, name: str, undo: Ledger) -> None:
     body.slots = {key: slot for key, slot in slots.items() if slot.members}
 
 
-def _refuse_merged(body: Body, plan: Plan) -> None:
+def _refuse_merged(body: Body, plan: Plan, modules: Mapping[str, nn.Module]) -> None:
     """An adapter built now would see merged weights as pristine."""
-    names = {site.name for edit in plan.edits for site in edit.sites}
-    taken = sorted(slot.name for slot in body.slots.values() if slot.original is not None and slot.name in names)
+    merged = [slot for slot in body.slots.values() if slot.original is not None]
+    if not merged:
+        return
+    sites = [site for edit in plan.edits for site in edit.sites]
+    names = {site.name for site in sites}
+    held = {id(modules[site.path]._parameters[site.parameter]) for site in sites}
+    taken = sorted(s.name for s in merged if s.name in names or id(s.parameter) in held or id(s.live) in held)
     if taken:
-        raise StateError(f"a merge is live in {taken[0]} (and {len(taken) - 1} more)", hint="op.unmerge() first")
+        more = f" (and {len(taken) - 1} more)" if len(taken) > 1 else ""
+        raise StateError(f"a merge is live in {taken[0]}{more}", hint="op.unmerge() first")
+
+
+def _refuse_mixed_ties(body: Body, plan: Plan, modules: Mapping[str, nn.Module]) -> None:
+    """One tensor cannot be shared by one adapter and cut in two by another."""
+    held = {id(slot.parameter): slot for slot in body.slots.values()}
+    for edit in plan.edits:
+        slot = held.get(id(modules[edit.site.path]._parameters[edit.site.parameter])) if edit.tied else None
+        if slot is not None and slot.is_cut != (edit.tied == "untie"):
+            present = "untie" if slot.is_cut else "share"
+            raise StateError(
+                f"{edit.site.name} would be `tied: {edit.tied}`, and adapters on the model hold {slot.name}, the same "
+                f"tensor, as `tied: {present}`",
+                hint="say the same in both specs",
+            )

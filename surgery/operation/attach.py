@@ -91,7 +91,9 @@ def _build(edit: Edit, host: nn.Module, generator: torch.Generator, registry: Re
 
 
 def _is_exact(host: nn.Module) -> bool:
-    """Whether the host's forward is the plain linear map or look-up; subclasses may compute anything."""
+    """Whether the host's forward is the plain linear map or look-up; subclasses and wrappers may compute anything."""
+    if "forward" in vars(host):  # somebody (accelerate's hooks, say) put a forward on the instance, past the class
+        return False
     cls = host_class_of(host)
     return cls in (nn.Linear, nn.Embedding) or (cls.__name__ == "Conv1D" and cls.__module__.startswith("transformers."))
 

@@ -11,7 +11,7 @@ from torch import nn
 from surgery.adapter import Adapter
 from surgery.errors import DriftError, StateError
 from surgery.operation.attach import Built, slot_key
-from surgery.operation.bits import checksums
+from surgery.operation.bits import Expected, checksums
 from surgery.operation.host import HostState, is_operated
 from surgery.operation.ledger import Ledger
 from surgery.operation.merge import MergeRecord, merged_value
@@ -86,6 +86,12 @@ class Body:
 
     def check(self) -> None:
         """Raise DriftError when somebody else changed a class, a pointer or a bit."""
+        self.check_hosts()
+        for slot in self.slots.values():
+            slot.check()
+
+    def check_hosts(self) -> None:
+        """Raise DriftError when somebody else changed a class or took a child away. Cheap: no bit is read."""
         for slot in self.slots.values():
             for owner in slot.owners:
                 if not is_operated(owner.module) or not hasattr(type(owner.module), "_surgery_recipe"):
@@ -93,7 +99,6 @@ class Body:
                         f"the class or the {STATE_CHILD!r} child of {owner.path or 'the model'} was replaced",
                         hint="put it back, or load the base again",
                     )
-            slot.check()
 
     def set_merged(self, target: frozenset[str]) -> tuple[MergeRecord, ...]:
         """Make the live weights those of the set `target`; all of them or none.
@@ -103,6 +108,7 @@ class Body:
         changed = target ^ self.merged
         affected = [s for s in self.slots.values() if any(m.adapter_name in changed for m in s.members)]
         self._refuse_mixture(target)
+        self.check_hosts()
         for slot in affected:
             slot.check()
         records: list[MergeRecord] = []
@@ -110,12 +116,12 @@ class Body:
         for slot in affected:
             if slot.chain(target):
                 value, record = merged_value(slot, target)
-                original = slot.original or self.keeper.keep(slot.name, slot.live.detach(), slot.expected)
+                original = slot.original or self.keeper.keep(slot.names, slot.live.detach(), slot.expected)
                 records.append(record)
             else:
                 value, original = slot.pristine(), None
             changes.append(_Change(slot, value, original))
-        futures = checksums([change.value for change in changes])
+        futures = self._sums(changes)
         swaps = Ledger()
         with swaps.all_or_nothing():
             self.remember(swaps, affected)
@@ -125,6 +131,12 @@ class Body:
             self.merged = target
             self.refresh()
         return tuple(records)
+
+    def _sums(self, changes: list[_Change]) -> list[Expected]:
+        """What will be live, as checksums. An original's is known, and need not be read again by a thread."""
+        known = [c.slot.original.checksum if c.original is None and c.slot.original else None for c in changes]
+        fresh = iter(checksums([change.value for change, sum_ in zip(changes, known, strict=True) if sum_ is None]))
+        return [next(fresh) if sum_ is None else sum_ for sum_ in known]
 
     def remember(self, ledger: Ledger, slots: Iterable[Slot]) -> None:
         """Record in `ledger` how to make the present live tensors of `slots` live again, by pointer."""
@@ -150,7 +162,7 @@ class Body:
         if name is not None:
             paths = {built.edit.site.path for built in self.built[name]}
             keys = {site.name for built in self.built[name] for site in built.edit.sites}
-            chosen = [slot for slot in chosen if slot.name in keys]
+            chosen = [slot for slot in chosen if any(owner.name in keys for owner in slot.owners)]
         for slot in chosen:
             folding = {m.adapter_name for m in slot.members if m.folds} - hidden
             # Output edits that are not merged stay output edits; everything else in a chain is folded.

@@ -24,19 +24,24 @@ def fingerprint(body: Body, name: str) -> dict[str, dict[str, Any]]:
     Tensors that the adapter `name` replaces as a whole (a newly made head that it trained) have no sha256: the
     adapter does not depend on what they were.
     """
-    pristine = {slot.name: slot.pristine() for slot in body.slots.values() if slot.original is not None}
+    merged = {owner.name: slot for slot in body.slots.values() if slot.original is not None for owner in slot.owners}
     replaced = {
-        site.name
+        key
         for built in body.built[name]
         if built.adapter.replaces
         for site in built.edit.sites
         if site.slice is None
+        for key in (site.name, *(site.tied if built.edit.tied == "share" else ()))
     }
     table: dict[str, dict[str, Any]] = {}
-    for key, parameter in body.model.named_parameters():
-        if STATE_CHILD in key.split("."):
+    seen: set[int] = set()
+    for key, parameter in body.model.named_parameters(remove_duplicate=False):
+        slot = merged.get(key)
+        held = parameter if slot is None else slot.parameter  # a merge puts another object where a tied name is cut
+        if STATE_CHILD in key.split(".") or id(held) in seen:
             continue
-        tensor = pristine.get(key, parameter.detach())
+        seen.add(id(held))
+        tensor = parameter.detach() if slot is None else slot.pristine()
         table[key] = {
             "shape": list(tensor.shape),
             "dtype": str(tensor.dtype).removeprefix("torch."),

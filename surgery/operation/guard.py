@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from surgery.architecture import Site
 from surgery.errors import Problem, StateError
 from surgery.operation.host import is_operated
 from surgery.planning import Plan
+from surgery.planning.live import STATE_CHILD
 
 __all__ = ["refuse_unfit"]
 
@@ -21,6 +24,7 @@ _WRAPPERS = {
     "DistributedDataParallel": "operate on the plain model, then wrap it",
     "FullyShardedDataParallel": "operate on the plain model, then shard it",
     "FSDPModule": "operate on the plain model, then shard it",
+    "ScriptModule": "operate on the plain model, then trace or script it",
 }
 
 
@@ -29,9 +33,13 @@ def refuse_unfit(plan: Plan, modules: Mapping[str, nn.Module], *, is_first: bool
     problems: list[Problem] = []
     for path, module in modules.items():
         problems += _of_module(path, module, is_first)
+    if problems:  # what else is wrong may come from that
+        raise StateError.of(problems[:20])
     for edit in plan.edits:
         for site in edit.sites:
-            problems += _of_site(site.name, site.path, site.parameter, site.dtype, modules)
+            problems += _of_site(site, modules)
+        if edit.tied == "untie" and not problems:
+            problems += _one_module(edit.site, modules)
     if not problems:
         problems += _aliases(plan, modules)
     if problems:
@@ -43,10 +51,18 @@ def _of_module(path: str, module: nn.Module, is_first: bool) -> list[Problem]:
     wrapper = _wrapper(cls)
     if wrapper:
         return [Problem(f"a {wrapper} cannot be operated", path or "the model", _WRAPPERS[wrapper])]
-    if module._compiled_call_impl is not None:
+    if getattr(module, "_compiled_call_impl", None) is not None:
         return [Problem("the module is already compiled", path or "the model", _WRAPPERS["OptimizedModule"])]
     if is_first and is_operated(module):
         return [Problem("the model is already operated", path, "use op.add(plan, name=...), or op.undo() first")]
+    if STATE_CHILD in module._modules and not is_operated(module):
+        return [
+            Problem(
+                f"the model has a module of its own called {STATE_CHILD!r}, the name that operated hosts need",
+                path or "the model",
+                "rename it",
+            )
+        ]
     return []
 
 
@@ -55,17 +71,26 @@ def _wrapper(cls: Any) -> str:
     return next((base.__name__ for base in cls.__mro__ if base.__name__ in _WRAPPERS), "")
 
 
-def _of_site(name: str, path: str, local: str, dtype: str, modules: Mapping[str, nn.Module]) -> list[Problem]:
-    module = modules.get(path)
-    parameter = module._parameters.get(local) if module is not None else None
+def _of_site(site: Site, modules: Mapping[str, nn.Module]) -> list[Problem]:
+    name, dtype = site.name, site.dtype
+    module = modules.get(site.path)
+    parameter = module._parameters.get(site.parameter) if module is not None else None
     if module is None or parameter is None:
         return [Problem("the plan names a parameter that this model does not have", name, "plan for this model")]
     found = str(parameter.dtype).removeprefix("torch.")
+    shape = list(site.shape)
+    if site.slice is not None:
+        shape[site.slice.axis] = math.prod(site.slice.view)
     reasons = (
         (parameter.is_meta, "the parameter is on the meta device and has no values", "load the weights first"),
         (type(parameter.data) is not torch.Tensor, "the parameter is no plain tensor", "operate before you shard it"),
         (not parameter.is_floating_point(), "the parameter is quantised", "dequantise the model first"),
         (found != dtype, "the plan was made for another dtype than the model's", "plan again for this model"),
+        (
+            list(parameter.shape) != shape,
+            f"the plan was made for shape {shape}, the model has {list(parameter.shape)}",
+            "plan again for this model",
+        ),
         ("parametrizations" in module._modules, "the module is parametrized", "remove the parametrization first"),
         (
             module.__dict__.get("max_norm") is not None,
@@ -76,9 +101,18 @@ def _of_site(name: str, path: str, local: str, dtype: str, modules: Mapping[str,
     return [Problem(what, name, hint) for is_so, what, hint in reasons if is_so][:1]
 
 
+def _one_module(site: Site, modules: Mapping[str, nn.Module]) -> list[Problem]:
+    """One module under two paths cannot be cut in two: it holds one parameter."""
+    paths = [name.rpartition(".")[0] for name in site.tied]
+    same = [path for path in paths if modules.get(path) is modules[site.path]]
+    if not same:
+        return []
+    return [Problem(f"{site.path} and {same[0]} are one module, not two tied ones", site.name, "say `tied: share`")]
+
+
 def _aliases(plan: Plan, modules: Mapping[str, nn.Module]) -> list[Problem]:
     """Two different Parameters over one memory: replacing one would silently cut it off the other."""
-    edited = {id(modules[edit.site.path]._parameters[edit.site.parameter]) for edit in plan.edits}
+    edited = {id(modules[site.path]._parameters[site.parameter]) for edit in plan.edits for site in edit.sites}
     seen: set[int] = set()
     spans: list[tuple[int, int, bool, str, str]] = []
     for path, module in modules.items():

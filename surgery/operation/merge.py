@@ -62,7 +62,7 @@ def merged_value(slot: Slot, names: Collection[str]) -> tuple[torch.Tensor, Merg
         if next(adapter.parameters()).device != chain_device:
             raise StateError("the adapter is on another device than its host", slot.name, "move the model as a whole")
     folded = fold_chain(slot.owners[0].parameter, wide, chain).to(torch.float64)
-    is_kept = (folded == wide) | wide.isnan()
+    is_kept = (folded == wide) | (wide.isnan() & folded.isnan())
     rounded = round_once(folded, pristine.dtype)
     value = torch.where(is_kept, pristine.to(wide.device), rounded)
     if bool((torch.isfinite(wide) & ~torch.isfinite(value)).any()):

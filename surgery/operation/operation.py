@@ -149,6 +149,7 @@ class Operation:
         self._must_be_open()
         chosen = frozenset(self._choose(names))
         body, before = self._body, self._body.disabled
+        body.check_hosts()
         aside = Ledger()
         with aside.all_or_nothing():
             if chosen & body.merged:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +18,13 @@ KEEPS = ("ram", "disk", "none")
 
 
 class Original(ABC):
-    """One pristine tensor that can be had again, or not."""
+    """One pristine tensor that can be had again, or not.
+
+    Attributes:
+        checksum: of its bits, where it is known.
+    """
+
+    checksum: Expected | None = None
 
     @abstractmethod
     def restore(self, device: torch.device) -> torch.Tensor:
@@ -35,10 +41,10 @@ class _Kept(Original):
 
     def __init__(self, tensor: torch.Tensor, expected: Expected | None) -> None:
         self._tensor = tensor
-        self._checksum = expected
+        self.checksum = expected
 
     def restore(self, device: torch.device) -> torch.Tensor:
-        if self._checksum is not None and checksum(self._tensor) != self._checksum.result():
+        if self.checksum is not None and checksum(self._tensor) != self.checksum.result():
             raise DriftError("a kept original was changed while a merge was live", hint="load the base again")
         return self._tensor.to(device)
 
@@ -86,8 +92,10 @@ class Keeper:
         self._base = base
         self._headers: Mapping[str, TensorHeader] | None = None
 
-    def keep(self, name: str, tensor: torch.Tensor, expected: Expected | None) -> Original:
-        """Return a way back to `tensor`, which is about to be replaced as the live `name`; `expected`: its checksum.
+    def keep(self, names: Sequence[str], tensor: torch.Tensor, expected: Expected | None) -> Original:
+        """Return a way back to `tensor`, which is about to be replaced; `expected`: its checksum.
+
+        `names` are its names in the model: files hold a tied tensor under one of them only.
 
         Raises:
             StateError: the base checkpoint does not hold these very bits under this name.
@@ -95,24 +103,27 @@ class Keeper:
         if self.policy == "ram":
             return _Kept(tensor, expected)
         if self.policy == "none":
-            return _Forgotten(name)
-        header = self._find(name)
+            return _Forgotten(names[0])
+        name = names[0]
+        header = self._find(names)
         digest = sha256(tensor)
         if header.shape != tuple(tensor.shape) or f"torch.{header.dtype}" != str(tensor.dtype):
-            raise StateError(f"{name} has another shape or dtype than in the base checkpoint", str(header.file))
+            raise StateError(
+                f"{name} has another shape or dtype than in the base checkpoint", str(header.file), _USE_RAM
+            )
         if sha256(_read(header)) != digest:
             raise StateError(f"{name} has other bits than in the base checkpoint", str(header.file), _USE_RAM)
         return _OnDisk(header, digest)
 
-    def _find(self, name: str) -> TensorHeader:
+    def _find(self, names: Sequence[str]) -> TensorHeader:
         assert self._base is not None
         if self._headers is None:
             self._headers = read_checkpoint_headers(self._base)
         # Files of a bare base model leave out the prefix that task models put before it.
-        for candidate in (name, name.partition(".")[2]):
+        for candidate in (*names, *(name.partition(".")[2] for name in names)):
             if candidate in self._headers:
                 return self._headers[candidate]
-        raise StateError(f"the base checkpoint holds no {name}", str(self._base), _USE_RAM)
+        raise StateError(f"the base checkpoint holds no {names[0]}", str(self._base), _USE_RAM)
 
 
 _USE_RAM = "operate with keep='ram'"

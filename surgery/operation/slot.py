@@ -81,6 +81,12 @@ class Slot:
     original: Original | None = None
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that the pristine tensor has in the model, this slot's own first."""
+        tied = (name for member in self.members for name in member.site.tied)
+        return tuple(dict.fromkeys((self.name, *(owner.name for owner in self.owners), *tied)))
+
+    @property
     def live(self) -> nn.Parameter:
         """The parameter that the first owner holds now."""
         owner = self.owners[0]

@@ -16,6 +16,7 @@ from safetensors.torch import save as serialise
 from surgery.errors import CheckpointError, Problem, SurgeryError
 from surgery.operation.body import Body
 from surgery.operation.fingerprint import compare_fingerprints, fingerprint
+from surgery.operation.ledger import Ledger
 from surgery.planning.headers import read_header
 from surgery.registry import Registry
 from surgery.spec import Spec, parse_spec
@@ -63,6 +64,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
         raise CheckpointError(f"cannot write here: {error.strerror}", str(folder.parent)) from error
+    is_there = False
     try:
         for name, data in files.items():
             with (staging / name).open("wb") as file:
@@ -72,11 +74,15 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         mask = os.umask(0)
         os.umask(mask)
         staging.chmod(0o777 & ~mask)  # mkdtemp makes folders that only the owner can read
+        _sync(staging)
         if folder.exists():
             folder.rmdir()
         staging.rename(folder)
+        is_there = True
         _sync(folder.parent)
     except OSError as error:
+        if is_there:  # complete, but perhaps not after a power cut: what is reported as failed must not be there
+            shutil.rmtree(folder, ignore_errors=True)
         raise CheckpointError(
             f"cannot write the folder: {error.strerror}", str(folder), "nothing was left behind; free some space"
         ) from error
@@ -122,9 +128,16 @@ def load_tensors(body: Body, folder: Path, name: str) -> None:
     compare_fingerprints(config["base"], fingerprint(body, name), str(folder))
     targets = {_key(site, local): tensor for site, local, tensor in _tensors(body, name)}
     loaded = _read_tensors(folder / TENSOR_FILE, targets)
-    with torch.no_grad():
-        for key, target in targets.items():
-            target.copy_(loaded[key])
+    before = {key: target.detach().clone() for key, target in targets.items()}
+
+    def put(tensors: Mapping[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for key, target in targets.items():
+                target.copy_(tensors[key])
+
+    undo = Ledger()
+    with undo.all_or_nothing():
+        undo.act(lambda: put(loaded), lambda: put(before))
 
 
 def _read_tensors(path: Path, targets: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -176,8 +189,15 @@ def _check_config(config: Any, path: Path) -> None:
         if not isinstance(config.get(key), kind):
             raise CheckpointError(f"{key!r} is missing or no {kind.__name__}", str(path))
     for name, entry in config["base"].items():
-        if not isinstance(entry, dict) or set(entry) != {"shape", "dtype", "sha256"}:
+        if not _is_entry(entry):
             raise CheckpointError(f"the fingerprint of {name!r} is damaged", str(path))
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict) or set(entry) != {"shape", "dtype", "sha256"}:
+        return False
+    kinds = isinstance(entry["dtype"], str) and isinstance(entry["sha256"], str | None)
+    return kinds and isinstance(entry["shape"], list) and all(type(extent) is int for extent in entry["shape"])
 
 
 def _sync(folder: Path) -> None:

@@ -185,15 +185,19 @@ def _kind(**members: Any) -> Any:
     return type("Kind", (lora,), {"name": "kind", **members})()
 
 
+def _nothing() -> list[Any]:
+    return []
+
+
 def test_a_misspelt_hook_is_an_error() -> None:
-    problem = error([_module("plugin_typo", surgery_adaptors=lambda: [], surgery_adapters=lambda: [])])
+    problem = error([_module("plugin_typo", surgery_adaptors=_nothing, surgery_adapters=_nothing)])
     assert "implements an unknown hook 'surgery_adaptors'" in problem.what
     assert "surgery_adapters" in problem.hint
 
 
 def test_an_unmarked_hook_is_an_error() -> None:
-    plugin = _module("plugin_unmarked", surgery_adapters=lambda: [])
-    plugin.surgery_architectures = lambda: []  # type: ignore[attr-defined]
+    plugin = _module("plugin_unmarked", surgery_adapters=_nothing)
+    plugin.surgery_architectures = _nothing  # type: ignore[attr-defined]
     problem = error([plugin])
     assert "defines 'surgery_architectures' without marking it" in problem.what
     assert problem.hint == "put @surgery.hookimpl above it"
