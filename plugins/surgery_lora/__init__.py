@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -44,7 +44,7 @@ class Lora(AdapterType[LoraOptions]):
     def claims(self, site: Site) -> bool:
         return site.is_matrix and site.parameter == "weight"
 
-    def companions(self, site: Site, options: LoraOptions) -> tuple[str, ...]:
+    def companions(self, site: Site, options: LoraOptions, available: Collection[str]) -> tuple[str, ...]:
         return ("bias",) if options.bias else ()
 
     def parameters(self, site: Site, options: LoraOptions) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from surgery.architecture import Site
@@ -38,8 +38,14 @@ class AdapterType(ABC, Generic[OptionsT]):
     def claims(self, site: Site) -> bool:
         """Return whether this adapter adapts `site` when a rule's patterns match it."""
 
-    def companions(self, site: Site, options: OptionsT) -> tuple[str, ...]:
-        """Return names of further parameters of the same host that `fold` changes (LoRA's optional bias)."""
+    def companions(self, site: Site, options: OptionsT, available: Collection[str]) -> tuple[str, ...]:
+        """Return names of further parameters of the same host that `fold` changes (LoRA's optional bias).
+
+        Args:
+            site: the site.
+            options: validated options.
+            available: names of the host's other parameters. Naming one that is not there is the user's error.
+        """
         return ()
 
     @abstractmethod

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from surgery.architecture import Site
+from surgery.architecture.roles import OTHER
 from surgery.planning.inventory import Inventory
 from surgery.planning.plan import Edit, Plan
 
@@ -86,20 +87,20 @@ class _Row:
 
     @classmethod
     def of_site(cls, site: Site) -> _Row:
-        path = site.name if site.layer is None else _generic(site)
+        stack, layer, role, path = _place(site)
         shape = "x".join(str(extent) for extent in site.shape) or "scalar"
         ties = f"  = {', '.join(site.tied)}" if site.tied else ""
         part = f" of axis {site.slice.axis}" if site.slice else ""
-        return cls(site.stack, site.layer, f"{site.role:<24} {path}  {shape}{part} {site.host} {site.dtype}{ties}")
+        return cls(stack, layer, f"{role:<24} {path}  {shape}{part} {site.host} {site.dtype}{ties}")
 
     @classmethod
     def of_edit(cls, edit: Edit) -> _Row:
         site = edit.site
-        path = site.name if site.layer is None else _generic(site)
+        stack, layer, role, path = _place(site)
         shape = "x".join(str(extent) for extent in site.shape) or "scalar"
         tied = f"  {edit.tied} {', '.join(site.tied)}" if edit.tied else ""
         also = f" + {', '.join(other.parameter for other in edit.companions)}" if edit.companions else ""
-        return cls(site.stack, site.layer, f"{site.role:<24} {path}{also}  {shape} +{edit.parameters:,}{tied}")
+        return cls(stack, layer, f"{role:<24} {path}{also}  {shape} +{edit.parameters:,}{tied}")
 
 
 @dataclass
@@ -154,11 +155,26 @@ def _is_twin(old: _Group, new: _Group) -> bool:
     )
 
 
-def _generic(site: Site) -> str:
-    """The parameter's name with the layer's index replaced by `*`."""
+def _place(site: Site) -> tuple[str, int | None, str, str]:
+    """Return (stack, layer, role, name), with the layer's index in the name replaced by `*`.
+
+    Without an architecture the one number in a name counts as the layer, so that repeated blocks fold there too.
+    """
+    role = "other" if site.role.startswith(OTHER) else site.role
     parts = site.name.split(".")
-    index = str(site.layer)
-    return ".".join("*" if part == index else part for part in parts) if parts.count(index) == 1 else site.name
+    if site.layer is None:
+        numbers = [place for place, part in enumerate(parts) if part.isdecimal() and part.isascii()]
+        if role != "other" or len(numbers) != 1:
+            return "", None, role, site.name
+        place = numbers[0]
+    elif parts.count(str(site.layer)) != 1:
+        return site.stack, site.layer, role, site.name
+    else:
+        place = parts.index(str(site.layer))
+    path = ".".join([*parts[:place], "*", *parts[place + 1 :]])
+    if site.layer is not None:
+        return site.stack, site.layer, role, path
+    return ".".join(parts[:place]), int(parts[place]), role, path
 
 
 def _ranges(indices: Sequence[int]) -> str:

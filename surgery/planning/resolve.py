@@ -71,6 +71,9 @@ class _Resolver:
         self._sites = sites
         self._inventory = inventory
         self._matching = matching
+        self._by_path: dict[str, list[Site]] = {}
+        for site in sites:
+            self._by_path.setdefault(site.path, []).append(site)
 
     def apply(self, index: int, rule: Rule, kind: AdapterType[Any], options: Options, state: _State) -> None:
         matched = self._matching.sites(rule)
@@ -221,20 +224,28 @@ class _Resolver:
                         "lower the rank, use a full-tuning adapter there, or say `allow_oversized: true`",
                     )
                 )
-            companions = tuple(self._companion(site, name) for name in kind.companions(site, options))
+            companions = self._companions(site, kind, options)
             edits.append(Edit(site, companions, index, kind.name, options, count, kind.trainable_dtype(site), tied))
         if problems:
             first, rest = problems[0], len(problems) - 1
             raise PlanError.of([replace(first, what=f"{first.what}{f' (and {rest} more like it)' if rest else ''}")])
         return edits
 
-    def _companion(self, site: Site, parameter: str) -> Site:
-        for other in self._sites:
-            if other.path == site.path and other.parameter == parameter and other.role == site.role:
-                return other
-        raise PlanError(
-            f"the adapter also needs {parameter!r} of {site.path!r}, which has none", "", "turn that option off there"
-        )
+    def _companions(self, site: Site, kind: AdapterType[Any], options: Options) -> tuple[Site, ...]:
+        others = {
+            other.parameter: other
+            for other in self._by_path[site.path]
+            if other.role == site.role and other.parameter != site.parameter
+        }
+        names = kind.companions(site, options, tuple(others))
+        missing = [name for name in names if name not in others]
+        if missing:
+            raise PlanError(
+                f"the adapter also needs {missing[0]!r} of {site.path!r}, which has none",
+                "",
+                "turn that option off there",
+            )
+        return tuple(others[name] for name in names)
 
     def _narrowed(self, rule: Rule) -> str:
         """Return what is to be said where each pattern matches, and together they leave nothing."""
