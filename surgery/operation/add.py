@@ -143,20 +143,23 @@ def _register(body: Body, name: str, item: Built, owners: _Owners) -> None:
 
 
 def _detach(body: Body, name: str, undo: Ledger) -> None:
-    built, plan = body.built.pop(name, []), body.plans.pop(name, None)
+    built, plan = body.built.get(name, []), body.plans.get(name)
     slots, members = dict(body.slots), {key: list(slot.members) for key, slot in body.slots.items()}
-    children = {path: child for path, state in body.hosts.items() if (child := state._modules.get(name)) is not None}
+    children = {path: dict(state._modules) for path, state in body.hosts.items() if name in state._modules}
 
     def back() -> None:
         body.slots = slots
         for key, slot in slots.items():
             slot.members = members[key]
-        for path, child in children.items():
-            body.hosts[path]._modules[name] = child
+        for path, modules in children.items():  # whole tables: the order of names is the order of state dict keys
+            body.hosts[path]._modules.clear()
+            body.hosts[path]._modules.update(modules)
         if plan is not None:
             body.put(name, plan, built)
 
     undo.act(lambda: None, back)
+    body.built.pop(name, None)
+    body.plans.pop(name, None)
     for slot in slots.values():
         slot.members = [member for member in slot.members if member.adapter_name != name]
     for acting in body.acting.values():

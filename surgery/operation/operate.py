@@ -65,17 +65,16 @@ def load_adapter(
     """
     _, spec = read_config(Path(folder))
     if isinstance(model, Operation):
-        model.add(plan(spec, model.model, model.registry), name)
-        operation = model
-    else:
-        found = registry or load_registry()
-        operation = operate(model, plan(spec, model, found), name=name, keep=keep, base=base, registry=found)
+        decided = plan(spec, model.model, model.registry)
+        with model.body.ledger.all_or_nothing():
+            model.add(decided, name)
+            model.load(folder, name)
+        return model
+    found = registry or load_registry()
+    operation = operate(model, plan(spec, model, found), name=name, keep=keep, base=base, registry=found)
     try:
         operation.load(folder, name)
     except BaseException:
-        if operation is model:
-            operation.remove(name)
-        else:
-            operation.undo()
+        operation.undo()
         raise
     return operation

@@ -34,6 +34,7 @@ class Operation:
         self._registry = registry
         self._is_committed = False
         self._is_over = False
+        self._is_leaving = False
         self._suspended = 0
 
     @property
@@ -195,12 +196,25 @@ class Operation:
         """
         if self._is_over:
             return
+        if self._is_leaving:  # a first attempt was interrupted
+            self._leave()
+            return
         if self._suspended:
             raise StateError("cannot undo inside disabled()", hint="leave the block first")
         self._body.check()
         if self.merged:
             self._body.set_merged(frozenset())
-        self._body.ledger.undo()
+        self._leave()
+
+    def _leave(self) -> None:
+        """Run all inverses. They can be repeated, so Ctrl-C in between does not stop them half way."""
+        self._is_leaving = True
+        try:
+            self._body.ledger.undo()
+        except BaseException:
+            self._body.ledger.undo()
+            self._is_over = True
+            raise
         self._is_over = True
 
     def finalize(self) -> nn.Module:
@@ -213,8 +227,10 @@ class Operation:
         pending = [name for name in self.names if name not in self.merged]
         if pending:
             self.merge(*pending, irreversible=True)
-        self._body.ledger.undo()
-        self._is_over = True
+        cut = [(slot.live, slot.parameter) for slot in self._body.slots.values() if slot.is_cut]
+        self._leave()
+        for parameter, original in cut:  # made frozen by the merge
+            parameter.requires_grad = original.requires_grad
         return self.model
 
     def __enter__(self) -> Self:
@@ -267,7 +283,7 @@ class Operation:
         return self.names[0]
 
     def _must_be_open(self) -> None:
-        if self._is_over:
+        if self._is_over or self._is_leaving:
             raise StateError("the operation is over", hint="operate again")
         if self._suspended:
             raise StateError("not possible inside disabled()", hint="leave the block first")

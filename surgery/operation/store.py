@@ -180,7 +180,7 @@ def _key(site: str, local: str) -> str:
 def _check_config(config: Any, path: Path) -> None:
     if not isinstance(config, dict):
         raise CheckpointError("it is no JSON object", str(path))
-    if config.get("format") != _FORMAT:
+    if config.get("format") is True or config.get("format") != _FORMAT:
         raise CheckpointError(
             f"format {config.get('format')!r} is not known here", str(path), f"this is format {_FORMAT}"
         )
