@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from surgery.architecture import Slice as Slice
     from surgery.errors import SpecError as SpecError
     from surgery.errors import SurgeryError as SurgeryError
+    from surgery.operation import MergeRecord as MergeRecord
     from surgery.operation import Operation as Operation
     from surgery.operation import load_adapter as load_adapter
     from surgery.operation import operate as operate
@@ -47,6 +48,7 @@ _DOOR = {
     "Architecture": "surgery.architecture",
     "DataSource": "surgery.registry",
     "Edit": "surgery.planning",
+    "MergeRecord": "surgery.operation",
     "ModelSource": "surgery.registry",
     "Operation": "surgery.operation",
     "Options": "surgery.spec",

@@ -55,16 +55,14 @@ def merged_value(slot: Slot, names: Collection[str]) -> tuple[torch.Tensor, Merg
                 raise StateError(f"the adapter's tensor {name!r} holds NaN or inf", site.key, "nothing was merged")
     pristine = slot.pristine()
     device = pristine.device
-    # MPS has no float64; everything is computed where float64 is.
-    wide = pristine.to("cpu" if device.type == "mps" else device, torch.float64)
-    chain_device = wide.device
-    for adapter, _ in chain:
-        if next(adapter.parameters()).device != chain_device:
-            raise StateError("the adapter is on another device than its host", slot.name, "move the model as a whole")
-    folded = fold_chain(slot.owners[0].parameter, wide, chain).to(torch.float64)
+    if any(tensor.device != device for adapter, _ in chain for tensor in adapter.parameters()):
+        raise StateError("the adapter is on another device than its host", slot.name, "move the model as a whole")
+    # MPS has no float64.
+    wide = pristine.to(torch.float32 if device.type == "mps" else torch.float64)
+    folded = fold_chain(slot.owners[0].parameter, wide, chain).to(wide.dtype)
     is_kept = (folded == wide) | (wide.isnan() & folded.isnan())
     rounded = round_once(folded, pristine.dtype)
-    value = torch.where(is_kept, pristine.to(wide.device), rounded)
+    value = torch.where(is_kept, pristine, rounded)
     if bool((torch.isfinite(wide) & ~torch.isfinite(value)).any()):
         raise StateError(
             f"merging would turn finite weights into NaN or inf in {pristine.dtype}",
@@ -72,14 +70,14 @@ def merged_value(slot: Slot, names: Collection[str]) -> tuple[torch.Tensor, Merg
             "nothing was merged; use a wider dtype or a smaller scale",
         )
     record = _record(slot.name, wide, folded, value)
-    return value.to(device).contiguous(), record
+    return value.contiguous(), record
 
 
 def _record(name: str, wide: torch.Tensor, folded: torch.Tensor, value: torch.Tensor) -> MergeRecord:
     is_finite = torch.isfinite(wide)
-    zero = torch.zeros((), dtype=torch.float64, device=wide.device)
+    zero = torch.zeros((), dtype=wide.dtype, device=wide.device)
     delta = torch.where(is_finite, folded - wide, zero)
-    stored = torch.where(is_finite, value.to(torch.float64) - wide, zero)
+    stored = torch.where(is_finite, value.to(wide.dtype) - wide, zero)
     norm = float(torch.linalg.vector_norm(delta))
     base = float(torch.linalg.vector_norm(torch.where(is_finite, wide, zero)))
     moves = delta != 0
