@@ -228,9 +228,11 @@ class Operation:
         if pending:
             self.merge(*pending, irreversible=True)
         cut = [(slot.live, slot.parameter) for slot in self._body.slots.values() if slot.is_cut]
-        self._leave()
-        for parameter, original in cut:  # made frozen by the merge
-            parameter.requires_grad = original.requires_grad
+        try:
+            self._leave()
+        finally:
+            for parameter, original in cut:  # made frozen by the merge
+                parameter.requires_grad = original.requires_grad
         return self.model
 
     def __enter__(self) -> Self:
