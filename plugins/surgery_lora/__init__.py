@@ -55,7 +55,7 @@ class Lora(AdapterType[LoraOptions]):
     ) -> Adapter:
         from surgery_lora.module import LoraAdapter
 
-        return LoraAdapter(site, options, pristine["weight"].dtype, generator)
+        return LoraAdapter(site, options, generator)
 
     def defaults(self) -> Mapping[str, Any]:
         return {"rank": 2}

@@ -21,9 +21,9 @@ class LoraAdapter(Adapter):
 
     activates = True
 
-    def __init__(self, site: Site, options: LoraOptions, dtype: torch.dtype, generator: torch.Generator) -> None:
+    def __init__(self, site: Site, options: LoraOptions, generator: torch.Generator) -> None:
         super().__init__(site)
-        kept = torch.float64 if dtype == torch.float64 else torch.float32
+        kept = torch.float64 if site.dtype == "float64" else torch.float32
         self.A = nn.Parameter(_initial(options, site.fan_in, generator).to(kept))
         self.B = nn.Parameter(torch.zeros(site.fan_out, options.rank, dtype=kept))
         self.bias = nn.Parameter(torch.zeros(site.fan_out, dtype=kept)) if options.bias else None

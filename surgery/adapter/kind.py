@@ -66,7 +66,7 @@ class AdapterType(ABC, Generic[OptionsT]):
             site: the edited site.
             options: validated options.
             pristine: the site's parameter and its companions by local name; matrices are (fan_out, fan_in) whatever
-                the host stores; parts of fused weights are cut out. Read only.
+                the host stores; parts of fused weights are cut out. Each look-up is a copy of the caller's own.
             generator: a CPU generator seeded from (seed, site) alone. Every random draw must come from it, in `build`.
         """
 

@@ -55,4 +55,4 @@ class Adapter(nn.Module, ABC):
             inputs: what the host was called with, (..., fan_in), or (...) integer ids for an embedding.
             output: what the host returned, (..., all fan_out of the host). May be written to in place.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{cls.__name__} sets `activates` and does not implement `activate`")

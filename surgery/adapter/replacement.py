@@ -21,12 +21,12 @@ class ReplacementAdapter(Adapter):
 
     def __init__(self, site: Site, pristine: torch.Tensor) -> None:
         super().__init__(site)
-        stored = self._turn(pristine.detach())
-        self.value = nn.Parameter(stored.clone(memory_format=torch.contiguous_format))
+        # No further copy: `build` is given tensors of its own.
+        self.value = nn.Parameter(self._turn(pristine.detach()).contiguous())
 
     def fold(self, parameter: str, weight: torch.Tensor, pristine: torch.Tensor) -> torch.Tensor:
         if weight is pristine:
-            return self._turn(self.value)
+            return self._turn(self.value).to(weight.dtype)
         # On top of other adapters it counts as the change that it made to the base.
         return weight + (self._turn(self.value).to(weight.dtype) - pristine)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from surgery.adapter import Adapter
+from surgery.architecture import Site
 from surgery.errors import PluginError
 from surgery.operation.fold import canonical_view
 from surgery.operation.host import HostState, host_class_of, operated_class
@@ -59,13 +60,29 @@ def build_adapters(plan: Plan, modules: Mapping[str, nn.Module], registry: Regis
     return built
 
 
+class _Copies(Mapping[str, torch.Tensor]):
+    """The tensors of a host by local name, cut and turned for an edit; each look-up is a copy, the base is safe."""
+
+    def __init__(self, host: nn.Module, sites: Sequence[Site]) -> None:
+        self._host = host
+        self._sites = {site.parameter: site for site in sites}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor = self._host._parameters[self._sites[name].parameter]
+        assert tensor is not None
+        # Strides are kept: what an adapter keeps in the host's own layout stays contiguous there.
+        return canonical_view(tensor.detach(), self._sites[name]).clone(memory_format=torch.preserve_format)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
+
 def _build(edit: Edit, host: nn.Module, generator: torch.Generator, registry: Registry) -> Built:
     kind = registry.adapter(edit.adapter)
-    pristine = {}
-    for site in edit.sites:
-        tensor = host._parameters[site.parameter]
-        assert tensor is not None
-        pristine[site.parameter] = canonical_view(tensor.detach(), site)
+    pristine = _Copies(host, edit.sites)
     where = f"adapter {edit.adapter!r} on {edit.site.key}"
     try:
         adapter = kind.build(edit.site, edit.options, pristine, generator)
@@ -79,9 +96,6 @@ def _build(edit: Edit, host: nn.Module, generator: torch.Generator, registry: Re
         raise PluginError(f"the plan promised {edit.parameters:,} parameters, build made {count:,}", where)
     base = host._parameters[edit.site.parameter]
     assert base is not None
-    memory = base.untyped_storage().data_ptr()
-    if any(parameter.untyped_storage().data_ptr() == memory for parameter in trainable):
-        raise PluginError("build must not keep the base's own memory; clone it", where)
     if base.device.type != "cpu":
         adapter.to(base.device)
     if not host.training:

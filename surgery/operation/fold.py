@@ -8,8 +8,9 @@ import torch
 
 from surgery.adapter import Adapter
 from surgery.architecture import Site
+from surgery.errors import PluginError
 
-__all__ = ["Link", "canonical_view", "fold_chain"]
+__all__ = ["Link", "canonical_view", "fold_chain", "refuse_writing"]
 
 Link = tuple[Adapter, Site]
 """One adapter in the chain of a parameter, with the site (or companion) that it changes there."""
@@ -36,16 +37,37 @@ def fold_chain(parameter: str, base: torch.Tensor, chain: Sequence[Link]) -> tor
         chain: adapters in canonical order.
     """
     if len(chain) == 1 and chain[0][1].slice is None and not chain[0][1].is_transposed:
-        return chain[0][0].fold(parameter, base, base)
+        return _folded(*chain[0], parameter, base, base)
     value = base
     touched: set[str] = set()
     for adapter, site in chain:
         pristine = canonical_view(base, site)
         overlaps = any(key == site.name or site.slice is None or key == site.key for key in touched)
         weight = canonical_view(value, site) if overlaps else pristine
-        value = _put_back(value, site, adapter.fold(parameter, weight, pristine))
+        value = _put_back(value, site, _folded(adapter, site, parameter, weight, pristine))
         touched.add(site.key)
     return value
+
+
+def _folded(adapter: Adapter, site: Site, parameter: str, weight: torch.Tensor, pristine: torch.Tensor) -> torch.Tensor:
+    folded = adapter.fold(parameter, weight, pristine)
+    if not isinstance(folded, torch.Tensor) or folded.shape != weight.shape:
+        got = list(folded.shape) if isinstance(folded, torch.Tensor) else type(folded).__name__
+        raise PluginError(
+            f"fold({parameter!r}) must return a tensor of shape {list(weight.shape)}, not {got}",
+            f"{type(adapter).__name__} on {site.key}",
+        )
+    return folded
+
+
+def refuse_writing(parameter: str, chain: Sequence[Link]) -> None:
+    """Raise PluginError: a fold of `chain` wrote to the base."""
+    suspects = ", ".join(dict.fromkeys(type(adapter).__name__ for adapter, _ in chain))
+    raise PluginError(
+        f"fold wrote to the base's {parameter!r}, which is damaged now",
+        f"{suspects} on {chain[0][1].name}",
+        "repair the adapter type, and load the base again",
+    )
 
 
 def _put_back(value: torch.Tensor, site: Site, folded: torch.Tensor) -> torch.Tensor:

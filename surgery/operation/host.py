@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from surgery.adapter import Adapter
-from surgery.operation.fold import Link, fold_chain
+from surgery.operation.fold import Link, fold_chain, refuse_writing
 from surgery.planning.live import STATE_CHILD
 
 __all__ = ["HostState", "host_class_of", "is_operated", "operated_class"]
@@ -59,7 +59,12 @@ class HostState(nn.Module):
         if self.calls is not None:
             self._count(adapter for adapter, _ in chain)
         pristine = self.pristine.get(parameter, base) if self.pristine else base
+        if torch.compiler.is_compiling():
+            return fold_chain(parameter, pristine, chain).to(base.dtype)
+        version = pristine._version
         folded = fold_chain(parameter, pristine, chain)
+        if pristine._version != version:
+            refuse_writing(parameter, chain)
         return folded if folded.dtype == base.dtype else folded.to(base.dtype)
 
     def apply_to(self, inputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-from surgery.errors import StateError
+from surgery.errors import PluginError, StateError
 from surgery.operation.bits import round_once
-from surgery.operation.fold import fold_chain
+from surgery.operation.fold import Link, fold_chain
 from surgery.operation.slot import Slot
 
 __all__ = ["MergeRecord", "merged_value"]
@@ -58,8 +58,11 @@ def merged_value(slot: Slot, names: Collection[str]) -> tuple[torch.Tensor, Merg
     if any(tensor.device != device for adapter, _ in chain for tensor in adapter.parameters()):
         raise StateError("the adapter is on another device than its host", slot.name, "move the model as a whole")
     # MPS has no float64.
-    wide = pristine.to(torch.float32 if device.type == "mps" else torch.float64)
-    folded = fold_chain(slot.owners[0].parameter, wide, chain).to(wide.dtype)
+    wide = pristine.to(torch.float32 if device.type == "mps" else torch.float64, copy=True)
+    version = wide._version
+    folded = fold_chain(slot.owners[0].parameter, wide, chain)
+    if wide._version != version or folded.dtype != wide.dtype:
+        _refuse_fold(slot, chain, folded, wide)
     is_kept = (folded == wide) | (wide.isnan() & folded.isnan())
     rounded = round_once(folded, pristine.dtype)
     value = torch.where(is_kept, pristine, rounded)
@@ -71,6 +74,12 @@ def merged_value(slot: Slot, names: Collection[str]) -> tuple[torch.Tensor, Merg
         )
     record = _record(slot.name, wide, folded, value)
     return value.contiguous(), record
+
+
+def _refuse_fold(slot: Slot, chain: Sequence[Link], folded: torch.Tensor, wide: torch.Tensor) -> NoReturn:
+    suspects = ", ".join(dict.fromkeys(type(adapter).__name__ for adapter, _ in chain))
+    what = "wrote to its argument" if folded.dtype == wide.dtype else f"returned {folded.dtype} for {wide.dtype}"
+    raise PluginError(f"fold {what}", f"{suspects} on {slot.name}", "nothing was merged; repair the adapter type")
 
 
 def _record(name: str, wide: torch.Tensor, folded: torch.Tensor, value: torch.Tensor) -> MergeRecord:

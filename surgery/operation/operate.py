@@ -10,7 +10,7 @@ from surgery.operation.add import add_plan
 from surgery.operation.body import Body
 from surgery.operation.operation import Operation
 from surgery.operation.originals import Keeper
-from surgery.operation.store import read_config
+from surgery.operation.store import read_config, refuse_missing_plugins
 from surgery.planning import Plan, plan
 from surgery.registry import Registry, load_registry
 
@@ -63,14 +63,15 @@ def load_adapter(
     Raises:
         CheckpointError: the folder is damaged, or the model is not the base that the adapter was trained on.
     """
-    _, spec = read_config(Path(folder))
+    config, spec = read_config(Path(folder))
+    found = model.registry if isinstance(model, Operation) else registry or load_registry()
+    refuse_missing_plugins(config, found, Path(folder))
     if isinstance(model, Operation):
         decided = plan(spec, model.model, model.registry)
         with model.body.ledger.all_or_nothing():
             model.add(decided, name)
             model.load(folder, name)
         return model
-    found = registry or load_registry()
     operation = operate(model, plan(spec, model, found), name=name, keep=keep, base=base, registry=found)
     try:
         operation.load(folder, name)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import save as serialise
 
-from surgery.errors import CheckpointError, Problem, SurgeryError
+from surgery.errors import CheckpointError, PluginError, Problem, SurgeryError
 from surgery.operation.body import Body
 from surgery.operation.fingerprint import compare_fingerprints, fingerprint
 from surgery.operation.ledger import Ledger
@@ -21,7 +21,7 @@ from surgery.planning.headers import read_header
 from surgery.registry import Registry
 from surgery.spec import Spec, parse_spec
 
-__all__ = ["CONFIG_FILE", "TENSOR_FILE", "load_tensors", "read_config", "save_adapter"]
+__all__ = ["CONFIG_FILE", "TENSOR_FILE", "load_tensors", "read_config", "refuse_missing_plugins", "save_adapter"]
 
 CONFIG_FILE = "adapter.json"
 TENSOR_FILE = "adapter.safetensors"
@@ -113,6 +113,19 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Spec]:
             ]
         ) from error
     return config, spec
+
+
+def refuse_missing_plugins(config: Mapping[str, Any], registry: Registry, folder: Path) -> None:
+    """Raise PluginError naming the distribution when an adapter type of the checkpoint is not installed."""
+    for adapter, source in config["plugins"].items():
+        if adapter not in registry.adapters:
+            known = source if isinstance(source, dict) else {}
+            origin = f"{known.get('distribution', 'an unknown distribution')} {known.get('version', '')}".strip()
+            raise PluginError(
+                f"the adapter type {adapter!r} is not installed; it came from {origin}",
+                str(folder),
+                "install that distribution, or name its plugin with --plugin where loading is switched off",
+            )
 
 
 def load_tensors(body: Body, folder: Path, name: str) -> None:

@@ -209,8 +209,6 @@ class _Broken(type(REGISTRY.adapter("full"))):  # type: ignore[misc]
             return nn.Linear(2, 2)
         if self.fault == "count":
             made.more = nn.Parameter(torch.ones(5))
-        if self.fault == "alias":
-            made.value = nn.Parameter(pristine[site.parameter])
         if self.fault == "random":
             torch.rand(1)
         if self.fault == "interrupt":
@@ -224,7 +222,6 @@ class _Broken(type(REGISTRY.adapter("full"))):  # type: ignore[misc]
         ("raises", PluginError, "build failed: RuntimeError: no"),
         ("other", PluginError, "must return an Adapter, not Linear"),
         ("count", PluginError, "the plan promised"),
-        ("alias", PluginError, "must not keep the base's own memory"),
         ("interrupt", KeyboardInterrupt, None),
     ],
 )

@@ -1,0 +1,92 @@
+"""Adapter types that write where they must not, or return what they must not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from surgery import Adapter, AdapterType, Options, ReplacementAdapter, Rule, Site, Spec, operate, plan
+from surgery.errors import PluginError
+from surgery.testing import ToyModel, assert_same_state, model_state, toy_registry
+
+
+class _Careless(Adapter):
+    fault = ""
+
+    def __init__(self, site: Site, value: torch.Tensor) -> None:
+        super().__init__(site)
+        self.value = torch.nn.Parameter(value)
+
+    def fold(self, parameter: str, weight: torch.Tensor, pristine: torch.Tensor) -> Any:
+        if self.fault == "writes":
+            with torch.no_grad():
+                return weight.mul_(1.5)
+        if self.fault == "nothing":
+            return None
+        if self.fault == "shape":
+            return weight[:1]
+        return weight + self.value.to(weight.dtype)
+
+
+class _CarelessType(AdapterType[Options]):
+    name = "careless"
+    summary = "writes where it must not"
+
+    def __init__(self, fault: str) -> None:
+        self.fault = fault
+
+    def claims(self, site: Site) -> bool:
+        return site.is_matrix
+
+    def parameters(self, site: Site, options: Options) -> int:
+        return site.size
+
+    def build(
+        self, site: Site, options: Options, pristine: Mapping[str, torch.Tensor], generator: torch.Generator
+    ) -> Adapter:
+        if self.fault == "build":
+            pristine[site.parameter].mul_(0)
+            return ReplacementAdapter(site, pristine[site.parameter])
+        adapter = _Careless(site, torch.zeros(site.fan_out, site.fan_in))
+        adapter.fault = self.fault
+        return adapter
+
+
+def _operate(model: ToyModel, fault: str) -> Any:
+    registry = toy_registry(_CarelessType(fault))
+    rule = Rule(target=r".*\.up", adapter="careless")
+    return operate(model, plan(Spec(name="careless", rules=(rule,)), model, registry), registry=registry)
+
+
+def test_build_gets_copies() -> None:
+    model = ToyModel()
+    before = model_state(model)
+    with _operate(model, "build"):
+        assert torch.equal(model(ToyModel.batch()), ToyModel()(ToyModel.batch()))
+    assert_same_state(before, model_state(model))
+
+
+def test_a_fold_that_writes_is_named_at_the_first_forward() -> None:
+    op = _operate(model := ToyModel(), "writes")
+    with pytest.raises(PluginError, match="fold wrote to the base") as caught, torch.no_grad():
+        model(ToyModel.batch())
+    assert "_Careless on body.layers.0.up.weight" in str(caught.value)
+    assert op.names == ("default",)
+
+
+def test_a_fold_that_writes_is_refused_by_merge_before_the_base_is_touched() -> None:
+    model = ToyModel()
+    before = model_state(model)
+    with _operate(model, "writes") as op, pytest.raises(PluginError, match="fold wrote to its argument"):
+        op.merge()
+    assert_same_state(before, model_state(model))
+
+
+@pytest.mark.parametrize(("fault", "got"), [("nothing", "NoneType"), ("shape", r"\[1, 6\]")])
+def test_what_fold_returns_is_checked(fault: str, got: str) -> None:
+    model = ToyModel()
+    with _operate(model, fault), pytest.raises(PluginError, match=rf"of shape \[12, 6\], not {got}"):
+        model(ToyModel.batch())
