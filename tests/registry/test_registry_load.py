@@ -197,7 +197,7 @@ def test_a_misspelt_hook_is_an_error() -> None:
 
 def test_an_unmarked_hook_is_an_error() -> None:
     plugin = _module("plugin_unmarked", surgery_adapters=_nothing)
-    plugin.surgery_architectures = _nothing  # type: ignore[attr-defined]
+    plugin.surgery_architectures = lambda: [1]  # type: ignore[attr-defined]
     problem = error([plugin])
     assert "defines 'surgery_architectures' without marking it" in problem.what
     assert problem.hint == "put @surgery.hookimpl above it"
