@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import re
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 from pages import PAGES, ROOT, files, headings, links
 
 import surgery
-from surgery import errors
+from surgery import AdapterType, DataSource, ModelSource, TaskType, errors
+from surgery.architecture import ROLES
 from surgery.cli import errors as endings
 from surgery.registry import hooks
 
@@ -44,6 +46,37 @@ def test_public_door() -> None:
     listed = re.findall(r"^\| `(\w+)` \|", (DOCS / "api.md").read_text("utf-8"), re.MULTILINE)
     assert sorted(listed) == sorted(surgery.__all__)
     assert len(listed) == len(set(listed))
+
+
+def test_site_attributes() -> None:
+    table = (
+        (DOCS / "sites.md").read_text("utf-8").partition("## What a site says")[2].partition("| `host` | module |")[0]
+    )
+    first_cells = re.findall(r"^\| (`[^|]+`) \|", table, re.MULTILINE)
+    listed = [name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)]
+    fields = {field.name for field in dataclasses.fields(surgery.Site)}
+    properties = {name for name, value in vars(surgery.Site).items() if isinstance(value, property)}
+    assert sorted(listed) == sorted(fields | properties)
+
+
+def test_roles() -> None:
+    section = (DOCS / "sites.md").read_text("utf-8").partition("\n## Roles\n")[2]
+    rows = re.findall(r"^\| [^`|]+ \| (`.+) \|$", section, re.MULTILINE)
+    listed = [role for row in rows for role in re.findall(r"`([\w.]+)`", row)]
+    assert sorted(listed) == sorted(ROLES)
+
+
+@pytest.mark.parametrize("contract", [TaskType, DataSource, ModelSource, AdapterType], ids=lambda kind: kind.__name__)
+def test_contract_members_are_documented(contract: type) -> None:
+    page = "write-an-adapter.md" if contract is AdapterType else "hooks.md"
+    text = (DOCS / page).read_text("utf-8")
+    for name, value in vars(contract).items():
+        if inspect.isfunction(value) and not name.startswith("_"):
+            names = [parameter.name for parameter in inspect.signature(value).parameters.values()][1:]
+            assert re.search(rf"`{name}\({', '.join(f'{word}(?:=[^,)]+)?' for word in names)}\)`", text), name
+    for name in contract.__annotations__:
+        if contract is not AdapterType or name not in ("name", "summary", "options"):
+            assert f"`{name}`" in text, name
 
 
 def test_operation_methods() -> None:
