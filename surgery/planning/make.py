@@ -71,12 +71,7 @@ def inventory(subject: Any, registry: Registry, *, auto_class: str | None = None
 
 
 def _of_reference(ref: str, registry: Registry, auto_class: str | None) -> Inventory:
-    resolved: Path | str = ref
-    for source in registry.models.values():
-        found = source.value.resolve(ref)
-        if found is not None:
-            resolved = found
-            break
+    resolved = registry.resolve_model(ref) or ref
     path = Path(resolved)
     if path.exists() and auto_class is None and _has_weights(path):
         config = read_config(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from surgery.adapter import AdapterType
@@ -63,6 +64,16 @@ class Registry:
     def architecture(self, model_type: str | None) -> Registered[Architecture] | None:
         """Return the architecture for a `model_type`, or None."""
         return self.architectures.get(model_type or "")
+
+    def resolve_model(self, ref: str) -> Path | str | None:
+        """Return the folder or hub name that `ref` means to the installed sources of models, or None.
+
+        A folder is certain, a hub name is a guess: a plugin's bundled weights win over a name that looks like the
+        hub's.
+        """
+        answers = [source.value.resolve(ref) for _, source in sorted(self.models.items())]
+        found = [answer for answer in answers if answer is not None]
+        return min(found, key=lambda answer: isinstance(answer, str), default=None)
 
     def adapter_names(self) -> Sequence[str]:
         return sorted(self.adapters)
