@@ -24,6 +24,7 @@ once, one after the other. With `--json` stderr holds one object instead:
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Sequence
 from typing import TextIO
@@ -35,6 +36,7 @@ __all__ = ["BROKEN_PIPE", "BUG", "INTERRUPTED", "exit_code", "report"]
 
 BUG = 70
 INTERRUPTED = 130
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 BROKEN_PIPE = 141
 
 
@@ -42,7 +44,9 @@ def exit_code(error: BaseException) -> int:
     """Return what the console script exits with after `error`."""
     if _is_interruption(error):
         return INTERRUPTED
-    return error.exit_code if isinstance(error, SurgeryError) else BUG
+    if isinstance(error, SurgeryError):
+        return error.exit_code
+    return SurgeryError.exit_code if _is_of_the_system(error) else BUG
 
 
 def report(error: BaseException, stream: TextIO, *, as_json: bool = False) -> None:
@@ -65,9 +69,16 @@ def _problems(error: BaseException) -> Sequence[Problem]:
         return error.problems
     if isinstance(error, KeyboardInterrupt):
         return [Problem("stopped by Ctrl-C")]
+    if isinstance(error, OSError) and _is_of_the_system(error):
+        return [Problem(f"the system says: {error.strerror}", str(error.filename or ""))]
     text = next(iter(str(error).strip().splitlines()), "")
     what = f"unexpected {type(error).__name__}{f': {text[:300]}' if text else ''}"
     return [Problem(what, hint="this is a bug: please report it with what --debug (or SURGERY_DEBUG=1) prints")]
+
+
+def _is_of_the_system(error: BaseException) -> bool:
+    """Whether a file or a disk is what is wrong: a name that is too long, a link in a circle, no space left."""
+    return isinstance(error, OSError) and error.strerror is not None and (bool(error.filename) or error.errno in _FULL)
 
 
 def _is_interruption(error: BaseException | None) -> bool:

@@ -47,7 +47,9 @@ def train(
     model: Annotated[
         str | None, typer.Option("--model", metavar="MODEL", help="A folder or name, in place of the spec's model.")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="In place of the spec's seed.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", min=0, max=2**63 - 1, help="In place of the spec's seed.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that DIR holds.")] = False,
     keep: Annotated[
         Keep, typer.Option("--keep", help="Where originals are while merged: in memory, on disk, or nowhere.")

@@ -18,7 +18,7 @@ from surgery.errors import StateError, TrainingError
 from surgery.operation import Operation
 from surgery.spec import TrainingSpec
 from surgery.training.evaluation import Evaluation, evaluate, logits
-from surgery.training.folders import disk_errors
+from surgery.training.folders import check_seal, disk_errors
 from surgery.training.groups import parameter_groups
 from surgery.training.memory import optimizer_bytes, saved_activation_bytes, storage_bytes
 from surgery.training.order import Order
@@ -73,6 +73,8 @@ def fit(  # noqa: PLR0913 - everything after the star is optional or named
         stack.enter_context(disk_errors(folder))
         stack.enter_context(_logging_to(folder, training))
         checkpoint = last_checkpoint(folder) if resume else None
+        if checkpoint is not None:
+            check_seal(checkpoint)
         arguments = _arguments(session, training, folder, seed, keeps=out is not None)
         arguments.eval_on_start = evaluate_first and checkpoint is None
         order = _order(session, training, seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import nn
 
@@ -51,12 +53,10 @@ def resolve(ref: str, registry: Registry) -> Path | str:
     Raises:
         CheckpointError: no installed source of models knows it.
     """
-    answers = [source.value.resolve(ref) for _, source in sorted(registry.models.items())]
-    found = [answer for answer in answers if answer is not None]
-    # A folder is certain, a hub name is a guess: a plugin's bundled weights win over a name that looks like the hub's.
-    for answer in sorted(found, key=lambda answer: isinstance(answer, str)):
-        return answer
-    raise CheckpointError(f"unknown model {ref!r}", hint=_model_hint(ref, registry))
+    found = registry.resolve_model(ref)
+    if found is None:
+        raise CheckpointError(f"unknown model {ref!r}", hint=_model_hint(ref, registry))
+    return found
 
 
 def load_model(
@@ -76,7 +76,7 @@ def load_model(
     Raises:
         CheckpointError: no such model, no safetensors, or weights that belong to another model.
     """
-    ref = ModelRef.model_validate({"ref": ref}) if isinstance(ref, str) else ref
+    ref = _reference(ref) if isinstance(ref, str) else ref
     source = resolve(ref.ref, registry)
     _refuse_pickles(source)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -90,6 +90,14 @@ def load_model(
     notes = _pad_token(model, tokenizer)
     model.eval()
     return LoadedModel(model, tokenizer, new, str(source), notes)
+
+
+def _reference(ref: str) -> ModelRef:
+    try:
+        return ModelRef.model_validate({"ref": ref})
+    except ValidationError as error:
+        hint = "give a folder, or a model's name"
+        raise CheckpointError(f"this cannot name a model: {error.errors()[0]['msg']}", ref[:80], hint) from None
 
 
 def _label_options(labels: Sequence[str]) -> dict[str, Any]:
@@ -209,8 +217,9 @@ def _model_folders(ref: str) -> list[str]:
         if not parent.is_dir():
             continue
         for entry in sorted(os.scandir(parent), key=lambda entry: entry.name)[:1000]:
-            if entry.is_dir() and (Path(entry.path) / "config.json").is_file():
-                found.append(str(Path(entry.path)))
+            with contextlib.suppress(OSError):  # a link that leads nowhere, a folder of somebody else
+                if entry.is_dir() and (Path(entry.path) / "config.json").is_file():
+                    found.append(str(Path(entry.path)))
     return found
 
 

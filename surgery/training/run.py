@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from surgery.registry import Registry, load_registry, load_spec
 from surgery.spec import ModelRef, Spec, TrainingSpec
 from surgery.training.data import DataOverride, describe
 from surgery.training.fit import evaluate, fit
-from surgery.training.folders import canonical_json, disk_errors, write_json, write_text
+from surgery.training.folders import alone_in, canonical_json, disk_errors, write_json, write_text
 from surgery.training.record import differences, identity, run_record
 from surgery.training.result import FitResult, Progress
 from surgery.training.session import Session, prepare
@@ -81,7 +82,7 @@ def train(  # noqa: PLR0913 - everything after the star is optional or named
         raise TrainingError(
             "the spec does not say how to train", f"spec {spec.name}", "add training: {steps: ..., ...}"
         )
-    with disk_errors(folder):
+    with disk_errors(folder), alone_in(folder) if _is_main() else contextlib.nullcontext():
         done = _open(folder, spec, resume)
         if done is not None:
             return done
@@ -116,8 +117,6 @@ def _open(folder: Path, spec: Spec, resume: bool) -> RunResult | None:
     """Refuse a folder that is in use; return the result that it already holds, when that is what was asked for."""
     if not _is_main():
         return None
-    if folder.exists() and not folder.is_dir():
-        raise TrainingError("the output is a file, not a folder", str(folder), "name a new folder")
     used = folder.is_dir() and any(folder.iterdir())
     if used and not resume:
         finished = (folder / _RESULT).is_file()
@@ -125,12 +124,16 @@ def _open(folder: Path, spec: Spec, resume: bool) -> RunResult | None:
         raise TrainingError(f"the folder {'holds a finished run' if finished else 'is not empty'}", str(folder), hint)
     if used and not (folder / "run.json").is_file() and not _is_leftover(folder):
         raise TrainingError("the folder holds something else than a run", str(folder), "name a new folder")
-    before = _read(folder / "run.json")
+    before = _record(folder)
     if before and before["identity"]["spec"] != spec.canonical_json():
         raise TrainingError("the folder holds a run of another spec", str(folder), _spec_hint(before, spec))
     result = _read(folder / _RESULT)
     if not result:
         return None
+    metrics = result.get("metrics")
+    if not isinstance(metrics, dict) or not all(isinstance(values, dict) for values in metrics.values()):
+        hint = "delete it, or name a new folder"
+        raise TrainingError("the file holds no result of a run", str(folder / _RESULT), hint)
     return RunResult(folder, result["metrics"], was_done=True, notes=("the run is already finished: nothing was done",))
 
 
@@ -138,8 +141,10 @@ def _begin(folder: Path, session: Session, data: DataOverride | None, model: Mod
     """Write what the run starts from, or check that it is what the run started from."""
     if not _is_main():
         return
-    before = _read(folder / "run.json")
+    before = _record(folder)
     if before:
+        for leftover in folder.glob(".adapter.writing.*"):  # of a run that was killed while it saved
+            shutil.rmtree(leftover, ignore_errors=True)
         changed = differences(before["identity"], identity(session))
         if changed:
             what = f"the run began with other inputs: {', '.join(changed)} differ"
@@ -181,9 +186,26 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TrainingError(f"the run's record cannot be read: {error}", str(path), "name a new folder") from None
     return content if isinstance(content, dict) else {}
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """Return what the run in `folder` wrote down when it began; empty where there is none."""
+    path = folder / "run.json"
+    record = _read(path)
+    identity = record.get("identity")
+    if path.is_file() and not (isinstance(identity, dict) and _is_object(identity.get("spec"))):
+        raise TrainingError("the file does not describe a run", str(path), "name a new folder")
+    return record
+
+
+def _is_object(text: Any) -> bool:
+    try:
+        return isinstance(text, str) and isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _spec_hint(before: Mapping[str, Any], spec: Spec) -> str:

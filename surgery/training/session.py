@@ -117,7 +117,7 @@ def prepare(
     """
     if spec.task is None:
         raise TrainingError("the spec has no task", f"spec {spec.name}", "add task: {kind: ...}")
-    ref = model or spec.model
+    ref = spec.model if model is None else model
     if ref is None:
         raise TrainingError("the spec names no model", f"spec {spec.name}", "add model: NAME, or use --model")
     seed = spec.seed if seed is None else seed

@@ -17,6 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from surgery.operation import Operation
 from surgery.training.evaluation import evaluate
+from surgery.training.folders import seal
 from surgery.training.groups import Group
 from surgery.training.order import Order
 from surgery.training.recorder import Recorder
@@ -154,6 +155,7 @@ class OperationTrainer(Trainer):
 
     def _publish(self, root: Path) -> None:
         name = f"checkpoint-{self.state.global_step}"
+        seal(root / _STAGING / name)
         shutil.rmtree(root / name, ignore_errors=True)
         (root / _STAGING / name).replace(root / name)
         for old in root.glob("checkpoint-*"):

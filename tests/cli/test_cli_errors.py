@@ -75,7 +75,16 @@ def test_study_for_a_spec_and_back(invoke: Run, spec: Write, tmp_path: Path, gol
     golden("error-study", first.err + second.err)
 
 
-@pytest.mark.parametrize("arguments", [("chekc",), ("check",), ("plan", "x", "--form-headers"), ("train", "x.yaml")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("chekc",),
+        ("check",),
+        ("plan", "x", "--form-headers"),
+        ("train", "x.yaml"),
+        ("train", "x", "-o", "y", "--seed", str(2**63)),
+    ],
+)
 def test_usage_errors(arguments: tuple[str, ...], invoke: Run) -> None:
     result = invoke(*arguments)
     assert result.code == 2
@@ -90,6 +99,20 @@ def test_exit_codes_are_documented() -> None:
         code = str(kind.exit_code)  # type: ignore[attr-defined]
         assert kind is errors.SurgeryError or table[code] == kind.__name__
     assert {"0", "1", "2", "70", "130", "141"} <= set(table)
+
+
+@pytest.mark.parametrize("arguments", [("inspect",), ("plan", "spec"), ("report",), ("check",)])
+@pytest.mark.parametrize("name", ["a" * 300, "loop/x"])
+def test_what_the_system_refuses_is_no_bug(
+    arguments: tuple[str, ...], name: str, invoke: Run, spec: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = spec(LORA)
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    result = invoke(*(path if word == "spec" else word for word in arguments), name)
+    assert result.code in (1, 3, 6, 8)
+    assert "bug" not in result.err
+    assert name in result.err
 
 
 def broken(error: BaseException) -> Callable[..., object]:

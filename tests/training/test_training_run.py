@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from surgery.registry import Registry
 from surgery.spec import Spec
 from surgery.training import train
 from surgery.training.fit import last_checkpoint
+from surgery.training.folders import alone_in
 from surgery.training.models import load_model
 
 SpecOf = Callable[..., Spec]
@@ -226,9 +228,11 @@ def test_half_a_checkpoint_is_not_used(
     [
         OSError(errno.ENOSPC, "No space left on device"),
         RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+        RuntimeError("basic_ios::clear: iostream error"),
         CheckpointError("cannot write the adapter: No space left on device", "adapter"),
     ],
-    ids=["oserror", "torch", "own"],
+    ids=["oserror", "torch", "torch-end", "torch-stream", "own"],
 )
 def test_a_full_disk_leaves_no_half_written_adapter(
     spec_of: SpecOf, registry: Registry, rows: Any, tmp_path: Path, monkeypatch: Any, failure: Exception
@@ -331,3 +335,60 @@ def test_loading_needs_the_same_seed(bert: Path, registry: Registry) -> None:
     ]
     assert torch.equal(heads[0].classifier.weight, heads[1].classifier.weight)
     assert not torch.equal(heads[0].classifier.weight, heads[2].classifier.weight)
+
+
+def test_a_folder_is_one_runs_at_a_time(spec: Spec, registry: Registry, rows: Any, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "run"
+    with alone_in(out):
+        error = refused(spec, out, registry=registry, data=rows)
+        assert (error.what, error.where) == ("another process is at work in this folder", str(out))
+        assert out.is_dir()
+    assert not (tmp_path / "new").exists()  # nothing was written, so nothing is left
+
+
+@pytest.mark.parametrize("record", ['{"identity": {}}', '{"identity": {"spec": "[]"}}', '{"x": 1}', "{}"])
+def test_an_edited_record_is_told(record: str, spec: Spec, registry: Registry, rows: Any, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(record)
+    error = refused(spec, tmp_path, registry=registry, data=rows, resume=True)
+    assert (error.what, error.where) == ("the file does not describe a run", str(tmp_path / "run.json"))
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "loop", "loop/run"])
+def test_an_impossible_folder_is_told(name: str, spec: Spec, registry: Registry, rows: Any, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert "the folder cannot be used" in refused(spec, tmp_path / name, registry=registry, data=rows).what
+
+
+@pytest.mark.parametrize("name", ["", "a" * 5000, "\x1b[31m"])
+def test_a_model_that_cannot_be_one_is_told(
+    name: str, spec: Spec, registry: Registry, rows: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="cannot name a model"):
+        train(spec, tmp_path / "run", registry=registry, data=rows, model=name)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "recorder.json", "files.json"])
+@pytest.mark.parametrize("is_gone", [True, False], ids=["gone", "empty"])
+def test_a_damaged_checkpoint_is_told(
+    name: str, is_gone: bool, spec: Spec, registry: Registry, rows: Any, tmp_path: Path
+) -> None:
+    """The Trainer goes on without a word where the optimizer's moments are missing, to another result."""
+    refused(spec, tmp_path, registry=registry, data=rows, progress=Stop(3))
+    checkpoint = last_checkpoint(tmp_path / "checkpoints")
+    assert checkpoint is not None
+    (checkpoint / name).unlink() if is_gone else (checkpoint / name).write_bytes(b"")
+    error = refused(spec, tmp_path, registry=registry, data=rows, resume=True)
+    assert error.what.startswith("the checkpoint is damaged: ")
+    assert name in error.what or name == "files.json"
+    shutil.rmtree(checkpoint)  # what the hint says
+    assert not train(spec, tmp_path, registry=registry, data=rows, resume=True).was_done
+
+
+@pytest.mark.usefixtures("eager")
+def test_what_a_killed_save_left_is_taken_away(spec: Spec, registry: Registry, rows: Any, tmp_path: Path) -> None:
+    refused(spec, tmp_path, registry=registry, data=rows, progress=Stop(3))
+    (tmp_path / ".adapter.writing.abc").mkdir()
+    train(spec, tmp_path, registry=registry, data=rows, resume=True)
+    assert not list(tmp_path.glob(".*"))
