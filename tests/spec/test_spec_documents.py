@@ -149,19 +149,19 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_documents_end_in_a_clear_error_within_a_second(name: str, catalog: Catalog) -> None:
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(SpecError) as caught:
         parse_spec(HOSTILE[name], "f.yaml", catalog)
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1
     assert caught.value.where.startswith("f.yaml")
     assert len(str(caught.value)) < 20_000
 
 
 def test_the_largest_lawful_specs_are_quick() -> None:
     body = "".join(f"  - {{role: '{i}{'(?:' * 19}{'ab?' * 100}{')*' * 19}', adapter: full}}\n" for i in range(256))
-    begin = time.perf_counter()
+    begin = time.process_time()
     assert len(parse_spec(HEAD + body).rules) == 256
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2
 
 
 def test_files(tmp_path: Path, catalog: Catalog) -> None:

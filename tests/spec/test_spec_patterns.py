@@ -66,13 +66,13 @@ def test_full_match_only() -> None:
 def test_backtracking_is_cut_off(text: str) -> None:
     pattern = compile_pattern(text)
     for name in NAMES:
-        begin = time.perf_counter()
+        begin = time.process_time()
         try:
             pattern.fullmatch(name)
         except SpecError as error:
             assert text in error.what
             assert "simplify" in error.hint
-        assert time.perf_counter() - begin < 0.5
+        assert time.process_time() - begin < 0.5
 
 
 def test_a_timeout_is_an_error() -> None:
@@ -82,10 +82,10 @@ def test_a_timeout_is_an_error() -> None:
 
 @pytest.mark.parametrize("text", EXPLODING)
 def test_exploding_patterns_are_refused_at_once(text: str) -> None:
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(SpecError, match="not a usable regular expression") as caught:
         compile_pattern(text)
-    assert time.perf_counter() - begin < 0.2
+    assert time.process_time() - begin < 0.2
     assert caught.value.hint
 
 
