@@ -111,7 +111,7 @@ def _run(verb: Callable[..., None], common: Common, given: dict[str, Any]) -> No
         os.dup2(os.open(os.devnull, os.O_WRONLY), call.out.fileno())
         raise typer.Exit(BROKEN_PIPE) from None
     except (Exception, KeyboardInterrupt) as error:
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):  # the exit code tells it where stderr cannot
             if common.debug:
                 traceback.print_exception(error, file=call.err)
             report(error, call.err, as_json=common.json)

@@ -168,6 +168,13 @@ def test_a_reader_that_went_away_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.parametrize("ending", ["2>/dev/full", "2>&-", ">&- 2>&-"])
+def test_nowhere_to_write_keeps_the_exit_code(ending: str) -> None:
+    command = f'"{SCRIPT}" check no-such-file.yaml {ending}'
+    assert subprocess.run(["sh", "-c", command], check=False).returncode == 3
+    assert subprocess.run(["sh", "-c", f'"{SCRIPT}" plugins >&-'], check=False).returncode == 0
+
+
 def test_stray_output_is_kept_off_stdout(
     invoke: Run, spec: Write, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
