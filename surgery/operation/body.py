@@ -16,7 +16,7 @@ from surgery.operation.host import HostState, is_operated
 from surgery.operation.ledger import Ledger
 from surgery.operation.merge import MergeRecord, merged_value
 from surgery.operation.originals import Keeper, Original
-from surgery.operation.slot import Slot
+from surgery.operation.slot import Owner, Slot
 from surgery.planning import Edit, Plan
 from surgery.planning.live import STATE_CHILD
 
@@ -94,11 +94,20 @@ class Body:
         """Raise DriftError when somebody else changed a class or took a child away. Cheap: no bit is read."""
         for slot in self.slots.values():
             for owner in slot.owners:
-                if not is_operated(owner.module) or not hasattr(type(owner.module), "_surgery_recipe"):
+                if not self._holds(owner):
                     raise DriftError(
-                        f"the class or the {STATE_CHILD!r} child of {owner.path or 'the model'} was replaced",
+                        f"{owner.path or 'the model'}, its class or its {STATE_CHILD!r} child was replaced",
                         hint="put it back, or load the base again",
                     )
+
+    def _holds(self, owner: Owner) -> bool:
+        """Whether the model still has the operated host where it was."""
+        try:
+            present = self.model.get_submodule(owner.path)
+        except AttributeError:
+            return False
+        module = owner.module
+        return present is module and is_operated(module) and hasattr(type(module), "_surgery_recipe")
 
     def set_merged(self, target: frozenset[str]) -> tuple[MergeRecord, ...]:
         """Make the live weights those of the set `target`; all of them or none.

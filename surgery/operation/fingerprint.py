@@ -50,11 +50,16 @@ def fingerprint(body: Body, name: str) -> dict[str, dict[str, Any]]:
     return table
 
 
+_SHOWN = 5
+"""How many differences are told."""
+
+
 def compare_fingerprints(saved: Fingerprint, present: Fingerprint, where: str) -> None:
     """Raise CheckpointError, naming tensors, when `present` is not the base that `saved` was made on."""
     problems: list[Problem] = []
-    for name in sorted(set(saved) - set(present)):
-        problems.append(Problem(f"the base lacks {name!r}", where, nearest(name, present)))
+    for index, name in enumerate(sorted(set(saved) - set(present))):
+        hint = nearest(name, present) if index < _SHOWN else ""  # looking for the nearest is slow
+        problems.append(Problem(f"the base lacks {name!r}", where, hint))
     for name in sorted(set(present) - set(saved)):
         problems.append(Problem(f"the base holds {name!r}, which the adapter's base did not", where))
     for name in sorted(set(saved) & set(present)):
@@ -70,8 +75,8 @@ def compare_fingerprints(saved: Fingerprint, present: Fingerprint, where: str) -
         elif old["sha256"] != new["sha256"]:  # None on both sides: the adapter replaces the tensor
             problems.append(Problem(f"{name} has other values than in the adapter's base", where))
     if problems:
-        rest = len(problems) - 5
-        shown = problems[:5] + ([Problem(f"and {rest} more differences", where)] if rest > 0 else [])
+        rest = len(problems) - _SHOWN
+        shown = problems[:_SHOWN] + ([Problem(f"and {rest} more differences", where)] if rest > 0 else [])
         shown[0] = Problem(
             shown[0].what, where, shown[0].hint or "this adapter was trained on another base: load that one"
         )

@@ -49,11 +49,14 @@ def merged_value(slot: Slot, names: Collection[str]) -> tuple[torch.Tensor, Merg
         StateError: an adapter holds NaN or inf, or a finite weight would become NaN or inf.
     """
     chain = slot.chain(names)
+    pristine = slot.pristine()
+    is_base_finite = bool(torch.isfinite(pristine).all())
     for adapter, site in chain:
         for name, tensor in adapter.named_parameters():
-            if not bool(torch.isfinite(tensor).all()):
+            # What takes a parameter's place may hold the NaN and inf that the base itself holds.
+            is_excused = adapter.replaces and not is_base_finite
+            if not is_excused and not bool(torch.isfinite(tensor).all()):
                 raise StateError(f"the adapter's tensor {name!r} holds NaN or inf", site.key, "nothing was merged")
-    pristine = slot.pristine()
     device = pristine.device
     if any(tensor.device != device for adapter, _ in chain for tensor in adapter.parameters()):
         raise StateError("the adapter is on another device than its host", slot.name, "move the model as a whole")

@@ -10,7 +10,7 @@ from surgery.operation.add import add_plan
 from surgery.operation.body import Body
 from surgery.operation.operation import Operation
 from surgery.operation.originals import Keeper
-from surgery.operation.store import read_config, refuse_missing_plugins
+from surgery.operation.store import read_config, refuse_missing_plugins, refuse_other_plan
 from surgery.planning import Plan, plan
 from surgery.registry import Registry, load_registry
 
@@ -68,11 +68,14 @@ def load_adapter(
     refuse_missing_plugins(config, found, Path(folder))
     if isinstance(model, Operation):
         decided = plan(spec, model.model, model.registry)
+        refuse_other_plan(config, decided, Path(folder))
         with model.body.ledger.all_or_nothing():
             model.add(decided, name)
             model.load(folder, name)
         return model
-    operation = operate(model, plan(spec, model, found), name=name, keep=keep, base=base, registry=found)
+    decided = plan(spec, model, found)
+    refuse_other_plan(config, decided, Path(folder))
+    operation = operate(model, decided, name=name, keep=keep, base=base, registry=found)
     try:
         operation.load(folder, name)
     except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,10 +14,11 @@ from typing import Any
 import torch
 from safetensors.torch import save as serialise
 
-from surgery.errors import CheckpointError, PluginError, Problem, SurgeryError
+from surgery.errors import CheckpointError, PluginError, Problem, SurgeryError, nearest
 from surgery.operation.body import Body
 from surgery.operation.fingerprint import compare_fingerprints, fingerprint
 from surgery.operation.ledger import Ledger
+from surgery.planning import Plan
 from surgery.planning.headers import read_header
 from surgery.registry import Registry
 from surgery.spec import Spec, parse_spec
@@ -50,9 +52,11 @@ def save_adapter(body: Body, registry: Registry, folder: Path, name: str) -> Pat
         "architecture": plan.architecture,
         "base": fingerprint(body, name),
     }
-    text = json.dumps(config, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
     contiguous = {key: tensor.detach().to("cpu").contiguous() for key, tensor in sorted(tensors.items())}
-    files = {CONFIG_FILE: text.encode(), TENSOR_FILE: serialise(contiguous, metadata={"format": "pt"})}
+    data = serialise(contiguous, metadata={"format": "pt"})
+    config["tensors_sha256"] = hashlib.sha256(data).hexdigest()
+    text = json.dumps(config, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+    files = {CONFIG_FILE: text.encode(), TENSOR_FILE: data}
     write_folder(folder, files)
     return folder
 
@@ -128,19 +132,23 @@ def refuse_missing_plugins(config: Mapping[str, Any], registry: Registry, folder
             )
 
 
-def load_tensors(body: Body, folder: Path, name: str) -> None:
-    """Load saved tensors into the running adapter `name`: same plan, same base, nothing missing, nothing extra."""
-    config, _ = read_config(folder)
-    plan = body.plans[name]
+def refuse_other_plan(config: Mapping[str, Any], plan: Plan, folder: Path) -> None:
+    """Raise CheckpointError when the folder was not written by `plan`: checked before anything is built."""
     if config["plan_hash"] != plan.hash:
         raise CheckpointError(
             f"it was made by plan {config['plan_hash'][:12]}, and this model's plan is {plan.hash[:12]}",
             str(folder),
             "another spec, another model, or another version of a plugin",
         )
+
+
+def load_tensors(body: Body, folder: Path, name: str) -> None:
+    """Load saved tensors into the running adapter `name`: same plan, same base, nothing missing, nothing extra."""
+    config, _ = read_config(folder)
+    refuse_other_plan(config, body.plans[name], folder)
     compare_fingerprints(config["base"], fingerprint(body, name), str(folder))
     targets = {_key(site, local): tensor for site, local, tensor in _tensors(body, name)}
-    loaded = _read_tensors(folder / TENSOR_FILE, targets)
+    loaded = _read_tensors(folder / TENSOR_FILE, targets, config["tensors_sha256"])
     before = {key: target.detach().clone() for key, target in targets.items()}
 
     def put(tensors: Mapping[str, torch.Tensor]) -> None:
@@ -153,7 +161,7 @@ def load_tensors(body: Body, folder: Path, name: str) -> None:
         undo.act(lambda: put(loaded), lambda: put(before))
 
 
-def _read_tensors(path: Path, targets: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _read_tensors(path: Path, targets: Mapping[str, torch.Tensor], digest: str) -> dict[str, torch.Tensor]:
     headers = read_header(path)
     problems = [Problem(f"the tensor {key!r} is missing", str(path)) for key in sorted(set(targets) - set(headers))]
     problems += [Problem(f"the tensor {key!r} is extra", str(path)) for key in sorted(set(headers) - set(targets))]
@@ -171,8 +179,13 @@ def _read_tensors(path: Path, targets: Mapping[str, torch.Tensor]) -> dict[str, 
         raise CheckpointError.of(problems)
     from safetensors.torch import load
 
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise CheckpointError(
+            f"the tensors are not those that {CONFIG_FILE} was written with", str(path), "get the folder anew"
+        )
     try:
-        loaded: dict[str, torch.Tensor] = load(path.read_bytes())
+        loaded: dict[str, torch.Tensor] = load(data)
     except Exception as error:  # safetensors raises its own type for every malformed file
         raise CheckpointError(f"cannot be read: {error}", str(path)) from error
     return loaded
@@ -193,11 +206,16 @@ def _key(site: str, local: str) -> str:
 def _check_config(config: Any, path: Path) -> None:
     if not isinstance(config, dict):
         raise CheckpointError("it is no JSON object", str(path))
-    if config.get("format") is True or config.get("format") != _FORMAT:
+    if type(config.get("format")) is not int or config["format"] != _FORMAT:
         raise CheckpointError(
             f"format {config.get('format')!r} is not known here", str(path), f"this is format {_FORMAT}"
         )
-    kinds = {"spec": dict, "plan_hash": str, "plugins": dict, "architecture": str, "base": dict}
+    kinds = {
+        "spec": dict, "plan_hash": str, "plugins": dict, "architecture": str, "base": dict, "tensors_sha256": str,
+    }  # fmt: skip
+    unknown = sorted(set(config) - set(kinds) - {"format"})
+    if unknown:
+        raise CheckpointError(f"unknown key {unknown[0]!r}", str(path), nearest(unknown[0], kinds))
     for key, kind in kinds.items():
         if not isinstance(config.get(key), kind):
             raise CheckpointError(f"{key!r} is missing or no {kind.__name__}", str(path))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -50,7 +51,10 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
         CheckpointError: the file is unreadable, truncated, or its header is inconsistent or too large.
     """
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError("it is no regular file", str(path))
+        size = status.st_size
         with path.open("rb") as file:
             head = file.read(8)
             length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1

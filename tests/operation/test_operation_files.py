@@ -64,7 +64,7 @@ def test_a_saved_adapter_loads_with_the_same_bits_and_logits(made: tuple[Path, t
 
 def test_the_record_says_what_it_needs(made: tuple[Path, torch.Tensor]) -> None:
     config = json.loads((made[0] / CONFIG).read_text("utf-8"))
-    assert set(config) == {"format", "spec", "plan_hash", "plugins", "architecture", "base"}
+    assert set(config) == {"format", "spec", "plan_hash", "plugins", "architecture", "base", "tensors_sha256"}
     assert config["plugins"]["lora"] == {
         "distribution": "model-surgery",
         "version": REGISTRY.adapters["lora"].provenance.version,
