@@ -94,7 +94,9 @@ def _check(rows: Rows, number: Mapping[str, int], where: Callable[[int], str]) -
                 hint = "every row needs a text here; is the column the right one?"
                 problems.append(Problem(f"the {column} must be text, not {kind}", where(index), hint))
         label = row["label"]
-        if not _is_label(label):
+        if label == "":
+            problems.append(Problem("the label is empty", where(index), "label the row, or remove it"))
+        elif not _is_label(label):
             what = f"a label must be text or a whole number, not {label!r}"
             problems.append(Problem(what, where(index), "is the column the right one?"))
         elif str(label) not in number:

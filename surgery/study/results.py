@@ -177,10 +177,14 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def _begin(path: Path, identity: Record) -> None:
+    write_atomically(path, json.dumps(identity, sort_keys=True, indent=1, ensure_ascii=False) + "\n")
+
+
 def _claim(folder: Path, identity: Record) -> None:
     path = folder / STUDY
     if not path.exists():
-        write_atomically(path, json.dumps(identity, sort_keys=True, indent=1, ensure_ascii=False) + "\n")
+        _begin(path, identity)
         return
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
@@ -188,6 +192,10 @@ def _claim(folder: Path, identity: Record) -> None:
         name = known["name"]
     except (ValueError, KeyError, TypeError):
         raise StateError("this file does not describe a study", str(path), "choose another --out") from None
+    if not same and not (folder / RESULTS).exists():
+        # Nothing was run for the study that is known here: it was refused while its arms were planned.
+        _begin(path, identity)
+        return
     if not same:
         raise StateError(
             f"the folder holds another study ({name!r}, {str(known['hash'])[:8]}) than this one "

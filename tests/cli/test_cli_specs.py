@@ -64,12 +64,13 @@ def schema() -> Mapping[str, Any]:
     return found
 
 
-def test_the_schema_is_current(invoke: Run) -> None:
-    path = SPECS / "spec.schema.json"
-    text = invoke("schema").out
+@pytest.mark.parametrize(("name", "command"), [("spec", ["schema"]), ("study", ["schema", "--study"])])
+def test_the_schema_is_current(name: str, command: list[str], invoke: Run) -> None:
+    path = SPECS / f"{name}.schema.json"
+    text = invoke(*command).out
     if os.environ.get("SURGERY_REGENERATE_GOLDEN"):
         path.write_text(text, "utf-8")
-    assert text == path.read_text("utf-8"), "surgery schema > specs/spec.schema.json"
+    assert text == path.read_text("utf-8"), f"surgery {' '.join(command)} > specs/{name}.schema.json"
 
 
 def test_all_files_are_valid(invoke: Run) -> None:

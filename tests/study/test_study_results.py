@@ -207,3 +207,12 @@ def _is_alive(process: int) -> bool:
     except OSError:
         return False
     return state != "Z"
+
+
+def test_a_study_that_never_ran_gives_its_folder_up(tmp_path: Path) -> None:
+    with Results.opened(tmp_path, IDENTITY):
+        pass
+    corrected = {**IDENTITY, "hash": "b" * 64}
+    with Results.opened(tmp_path, corrected):
+        pass
+    assert json.loads((tmp_path / STUDY).read_text())["hash"] == "b" * 64

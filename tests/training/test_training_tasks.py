@@ -134,3 +134,9 @@ def test_causal_losses_shift_the_labels(registry: Registry) -> None:
     score = task.score({"loss": loss.numpy(), "units": units.numpy()})
     assert score["loss"] == pytest.approx(float(sum(expected)) / 4)
     assert score["perplexity"] == pytest.approx(np.exp(score["loss"]))
+
+
+def test_an_empty_label_is_no_class(registry: Registry, tokenizer: Any) -> None:
+    rows = [{"text": "x", "label": "a"}, {"text": "y", "label": ""}]
+    with pytest.raises(DataError, match="the label is empty"):
+        encode(registry, "text-classification", rows, tokenizer, ("", "a"))
