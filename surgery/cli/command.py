@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
 import os
 import sys
@@ -63,10 +64,15 @@ _SHARED = [
 _CONTEXT = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
 
 
-def as_command(verb: Callable[..., None]) -> Callable[..., None]:
-    """Return what Typer needs for `verb`, whose first parameter is the `Call` and whose others are its own options."""
+def as_command(verb: Callable[..., None], *, is_brief: bool = False) -> Callable[..., None]:
+    """Return what Typer needs for `verb`, whose first parameter is the `Call` and whose others are its own options.
+
+    A verb that is not brief runs with Python's garbage collector, which the console script starts without.
+    """
 
     def command(ctx: typer.Context, **given: Any) -> None:
+        if not is_brief:
+            gc.enable()
         common = (ctx.obj if isinstance(ctx.obj, Common) else Common()) | _take_common(given)
         _run(verb, common, given)
 

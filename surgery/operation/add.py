@@ -69,15 +69,16 @@ def _freeze(modules: Mapping[str, nn.Module], ledger: Ledger) -> None:
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Return path -> module for the base's own modules, under every path; what surgery attached is left out."""
-    found: dict[str, nn.Module] = {}
+    found: dict[str, nn.Module] = {"": model}
     stack = [("", model)]
     while stack:
-        path, module = stack.pop()
-        found[path] = module
-        prefix = f"{path}." if path else ""
+        prefix, module = stack.pop()
         for name, child in module._modules.items():
             if child is not None and name != STATE_CHILD:
-                stack.append((f"{prefix}{name}", child))
+                path = prefix + name
+                found[path] = child
+                if child._modules:
+                    stack.append((f"{path}.", child))
     return found
 
 

@@ -121,13 +121,14 @@ def attach_state(host: nn.Module, overridden: frozenset[str], activates: bool, l
     recipe: tuple[type[nn.Module], frozenset[str], bool] = getattr(old, "_surgery_recipe", (old, frozenset(), False))
     new = operated_class(recipe[0], recipe[1] | overridden, recipe[2] or activates)
     if new is not old:
-        ledger.act(lambda: setattr(host, "__class__", new), lambda: setattr(host, "__class__", old))
+        # Past nn.Module.__setattr__, which looks for parameters, modules and buffers first.
+        swap = object.__setattr__
+        ledger.act(lambda: swap(host, "__class__", new), lambda: swap(host, "__class__", old))
     return state
 
 
 def _add_child(host: nn.Module, ledger: Ledger) -> HostState:
-    state = HostState()
-    state.training = host.training
+    state = HostState(training=host.training)
 
     def add() -> None:
         host._modules[STATE_CHILD] = state

@@ -187,7 +187,7 @@ class Body:
     def _refresh_activations(self, path: str, hidden: frozenset[str]) -> None:
         acting = self.acting.get(path, {})
         active = sorted(name for name in acting if name not in hidden)
-        self.hosts[path].activations = tuple(group for name in active for group in acting[name])
+        self.hosts[path].set_activations(tuple(group for name in active for group in acting[name]))
 
     def _refuse_mixture(self, target: frozenset[str]) -> None:
         if self.keeper.policy == "ram":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -31,8 +30,11 @@ _WRAPPERS = {
 def refuse_unfit(plan: Plan, modules: Mapping[str, nn.Module], *, is_first: bool) -> None:
     """Raise StateError for models that are compiled, wrapped, sharded, quantised, on meta, or already operated."""
     problems: list[Problem] = []
+    is_wrapped = any(map(_wrapper, {type(module) for module in modules.values()}))
     for path, module in modules.items():
-        problems += _of_module(path, module, is_first)
+        # What all modules of plain models pass is asked here, and the reason of a refusal only where there is one.
+        if is_wrapped or module._compiled_call_impl is not None or STATE_CHILD in module._modules:
+            problems += _of_module(path, module, is_first)
     if problems:  # what else is wrong may come from that
         raise StateError.of(problems[:20])
     for edit in plan.edits:
@@ -48,10 +50,9 @@ def refuse_unfit(plan: Plan, modules: Mapping[str, nn.Module], *, is_first: bool
 
 def _of_module(path: str, module: nn.Module, is_first: bool) -> list[Problem]:
     cls: Any = type(module)
-    wrapper = _wrapper(cls)
-    if wrapper:
+    if wrapper := _wrapper(cls):
         return [Problem(f"a {wrapper} cannot be operated", path or "the model", _WRAPPERS[wrapper])]
-    if getattr(module, "_compiled_call_impl", None) is not None:
+    if module._compiled_call_impl is not None:
         return [Problem("the module is already compiled", path or "the model", _WRAPPERS["OptimizedModule"])]
     if is_first and is_operated(module):
         return [Problem("the model is already operated", path, "use op.add(plan, name=...), or op.undo() first")]
@@ -66,7 +67,6 @@ def _of_module(path: str, module: nn.Module, is_first: bool) -> list[Problem]:
     return []
 
 
-@lru_cache(maxsize=4096)
 def _wrapper(cls: Any) -> str:
     return next((base.__name__ for base in cls.__mro__ if base.__name__ in _WRAPPERS), "")
 
@@ -112,18 +112,26 @@ def _one_module(site: Site, modules: Mapping[str, nn.Module]) -> list[Problem]:
 
 def _aliases(plan: Plan, modules: Mapping[str, nn.Module]) -> list[Problem]:
     """Two different Parameters over one memory: replacing one would silently cut it off the other."""
-    edited = {id(modules[site.path]._parameters[site.parameter]) for edit in plan.edits for site in edit.sites}
-    seen: set[int] = set()
-    spans: list[tuple[int, int, bool, str, str]] = []
+    held: dict[int, tuple[nn.Parameter, str, str]] = {}
     for path, module in modules.items():
         for local, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) not in seen and not parameter.is_meta and parameter.numel():
-                seen.add(id(parameter))
-                start = parameter.data_ptr()
-                spans.append((start, start + _reach(parameter), id(parameter) in edited, path, local))
+            if parameter is not None:
+                held.setdefault(id(parameter), (parameter, path, local))
+    starts = sorted((held[key][0].data_ptr(), key) for key in held)
+    # A tensor without memory, on the meta device for one, starts at 0.
+    ends = [start + _reach(held[key][0]) if start else 0 for start, key in starts]
+    # Where any two overlap, two neighbours do.
+    if all(end <= start for end, (start, _) in zip(ends, starts[1:], strict=False)):
+        return []
+    edited = {id(modules[site.path]._parameters[site.parameter]) for edit in plan.edits for site in edit.sites}
+    spans = [
+        (start, end, key in edited, *held[key][1:])
+        for end, (start, key) in zip(ends, starts, strict=True)
+        if end > start
+    ]
     problems: list[Problem] = []
     furthest = (0, 0, False, "", "")
-    for span in sorted(spans):
+    for span in spans:
         if span[0] < furthest[1] and (span[2] or furthest[2]):
             what = f"the parameter shares memory with {furthest[3]}.{furthest[4]}, a different Parameter"
             problems.append(Problem(what, f"{span[3]}.{span[4]}", "clone one of them first"))
@@ -134,6 +142,6 @@ def _aliases(plan: Plan, modules: Mapping[str, nn.Module]) -> list[Problem]:
 def _reach(tensor: torch.Tensor) -> int:
     """Bytes from the first element to the end of the last one."""
     if tensor.is_contiguous():
-        return tensor.numel() * tensor.element_size()
+        return tensor.nbytes
     steps = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return (1 + steps) * tensor.element_size()

@@ -32,10 +32,11 @@ class HostState(nn.Module):
     pristine: dict[str, torch.Tensor]
     calls: dict[int, int] | None
 
-    def __init__(self) -> None:
+    def __init__(self, *, training: bool = True) -> None:
         super().__init__()
         # Plain attributes, written past nn.Module.__setattr__: one of these is made for every operated host.
         self.__dict__.update(activations=(), overrides={}, pristine={}, calls=None, _optional_prefix=None)
+        self.__dict__["training"] = training
         self._load_state_dict_post_hooks[0] = _forgive_missing
 
     def put(self, name: str, slot: str, adapter: Adapter) -> None:
@@ -46,6 +47,10 @@ class HostState(nn.Module):
         child = self._modules[name]
         assert child is not None
         child._modules[slot] = adapter
+
+    def set_activations(self, groups: tuple[tuple[Adapter, ...], ...]) -> None:
+        """Say which groups of adapters act on the host's output from now on."""
+        self.__dict__["activations"] = groups
 
     def take(self, name: str) -> nn.Module | None:
         """Remove and return the child that holds the adapters called `name`, if there is one."""
