@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,5 +60,6 @@ def _plain(comparison: Comparison, page: Path) -> dict[str, Any]:
         "folder": str(comparison.folder),
         "report": str(page),
         "study": comparison.study.name,
+        "rows": [asdict(row) for row in comparison.summary.rows],
         "verdicts": list(comparison.sentences),
     }

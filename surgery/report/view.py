@@ -143,7 +143,7 @@ def _lines(summary: Summary, colours: dict[str, Look]) -> tuple[Line, ...]:
     found = []
     for row in rows:
         assert row.verdict is not None
-        told = sentence(summary, row)
+        told = sentence(summary, row).replace(" %", "\N{NO-BREAK SPACE}%")
         found.append(
             Line(
                 row.arm,

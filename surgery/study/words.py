@@ -119,7 +119,7 @@ def _seed_note(row: Row) -> list[str]:
 def _costs(summary: Summary, row: Row, reference: Row) -> list[str]:
     if row.kind == "majority" or not row.share:
         return []
-    parts = [f"trains {row.share:.2%} of the base's size"]
+    parts = [f"trains {100 * row.share:.2f} % of the base's size"]
     if summary.clock == "cpu" and row.step_cpu and reference.step_cpu:
         parts.append(f"{row.step_cpu / reference.step_cpu:.2f}x the CPU time of a step")
     elif row.step and reference.step:

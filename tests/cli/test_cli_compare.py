@@ -49,6 +49,8 @@ def test_compare_then_report(invoke: Run, study: Path, tmp_path: Path) -> None:
     assert (again.err, page.read_bytes()) == ("", first)
     told = json.loads(invoke("compare", study, "--out", out, "--json").out)
     assert (told["study"], told["folder"], told["report"]) == ("two-arms", str(out), str(page))
+    differ = {row["arm"]: row["differ"] for row in told["rows"]}
+    assert (differ["full"], differ["lora"]) == (0, 0)
 
 
 def test_report_of_nothing(invoke: Run, tmp_path: Path) -> None:

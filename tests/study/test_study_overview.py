@@ -12,6 +12,7 @@ def test_every_row_of_the_summary_is_a_line() -> None:
     summary = make_summary(study, make_records(study))
     table = overview(summary).splitlines()
     assert table[0].split()[0] == "arm"
+    assert table.pop() == "±: half of the 95 % interval over seeds"
     assert len(table) == 1 + len(summary.rows)
     for line, row in zip(table[1:], summary.rows, strict=True):
         assert line.startswith(row.label)

@@ -72,51 +72,51 @@ SENTENCES = {
         pair(-0.05, 0.01),
         {},
         "Small against full tuning: accuracy −5.0 pt [−7.4, −2.6] (95 %, 5 seeds, 800 test items): worse. "
-        "Trains 1.47% of the base's size; 0.75x the CPU time of a step.",
+        "Trains 1.47 % of the base's size; 0.75x the CPU time of a step.",
     ),
     "better loss": (
         pair(-0.05, 0.01),
         {"metric": "loss", "greater": False, "margin": 0.02},
         "Small against full tuning: loss −0.050 nats [−0.074, −0.026] (95 %, 5 seeds, 800 test items): better. "
-        "Trains 1.47% of the base's size; 0.75x the CPU time of a step.",
+        "Trains 1.47 % of the base's size; 0.75x the CPU time of a step.",
     ),
     "equivalent": (
         pair(0.001, 0.002),
         {},
         "Small against full tuning: accuracy +0.1 pt [−0.4, +0.6] (95 %, 5 seeds, 800 test items): equivalent within ±1 pt. "
-        "Trains 1.47% of the base's size; 0.75x the CPU time of a step.",
+        "Trains 1.47 % of the base's size; 0.75x the CPU time of a step.",
     ),
     "real but negligible": (
         pair(0.005, 0.001),
         {},
         "Small against full tuning: accuracy +0.5 pt [+0.3, +0.7] (95 %, 5 seeds, 800 test items): equivalent within ±1 pt, "
-        "a real but negligible difference. Trains 1.47% of the base's size; 0.75x the CPU time of a step.",
+        "a real but negligible difference. Trains 1.47 % of the base's size; 0.75x the CPU time of a step.",
     ),
     "unresolved": (
         pair(-0.01, 0.01),
         {},
         "Small against full tuning: accuracy −1.0 pt [−3.4, +1.4] (95 %, 5 seeds, 800 test items): unresolved at ±1 pt: "
         "the 95 % interval holds 0 and the 90 % interval leaves the margin; neither more seeds nor more "
-        "test items alone would resolve it. Trains 1.47% of the base's size; 0.75x the CPU time of a step.",
+        "test items alone would resolve it. Trains 1.47 % of the base's size; 0.75x the CPU time of a step.",
     ),
     "indicative": (
         pair(-0.05, 0.005, seeds=3),
         {},
         "Small against full tuning: accuracy −5.0 pt [−6.7, −3.3] (95 %, 3 seeds, 800 test items): worse (indicative: "
-        "3 seeds). Trains 1.47% of the base's size; 0.75x the CPU time of a step.",
+        "3 seeds). Trains 1.47 % of the base's size; 0.75x the CPU time of a step.",
     ),
     "unswept": (
         pair(-0.05, 0.005),
         {"swept": False},
         "Small against full tuning: accuracy −5.0 pt [−6.2, −3.8] (95 %, 5 seeds, 800 test items): worse (indicative: "
-        "learning rate not swept for Small). Trains 1.47% of the base's size; 0.75x the CPU time of a step.",
+        "learning rate not swept for Small). Trains 1.47 % of the base's size; 0.75x the CPU time of a step.",
     ),
     "one seed": (
         pair(-0.05, 0.01, seeds=1, mcnemar=0.0123),
         {},
         "Small against full tuning: accuracy −5.0 pt [−6.4, −3.6] (95 %, 1 seed, 800 test items): unresolved at ±1 pt: "
         "1 seed cannot show training noise; at least 3 are needed. With one seed the interval speaks of these very weights "
-        "(exact McNemar p = 0.0123) and says nothing about training noise. Trains 1.47% of the base's size; 0.75x the CPU "
+        "(exact McNemar p = 0.0123) and says nothing about training noise. Trains 1.47 % of the base's size; 0.75x the CPU "
         "time of a step.",
     ),
 }
