@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from surgery.architecture import Part as Part
     from surgery.architecture import Site as Site
     from surgery.architecture import Slice as Slice
+    from surgery.architecture import When as When
     from surgery.errors import SpecError as SpecError
     from surgery.errors import SurgeryError as SurgeryError
     from surgery.operation import MergeRecord as MergeRecord
@@ -64,6 +65,7 @@ _DOOR = {
     "SpecError": "surgery.errors",
     "SurgeryError": "surgery.errors",
     "TaskType": "surgery.registry",
+    "When": "surgery.architecture",
     "add_update": "surgery.adapter.parts",
     "compare": "surgery.report:compare_and_report",
     "hookimpl": "surgery.registry",

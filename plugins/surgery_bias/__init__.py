@@ -21,7 +21,8 @@ class BiasOnly(AdapterType[Options]):
     joins_parts = True
 
     def claims(self, site: Site) -> bool:
-        return site.parameter == "bias" or (len(site.shape) == 1 and site.parameter.endswith("bias"))
+        # A weight of experts has a bias for each of them: (experts, fan_out).
+        return site.parameter == "bias" or (len(site.shape) <= 2 and site.parameter.endswith("bias"))
 
     def parameters(self, site: Site, options: Options) -> int:
         return site.size

@@ -27,6 +27,9 @@ class LoraOptions(Options):
     init_std: float = Field(default=0.02, gt=0, description="standard deviation of A for `init: gaussian`")
     rslora: bool = Field(default=False, description="scale by alpha / sqrt(rank), arXiv 2312.03732")
     bias: bool = Field(default=False, description="also train a bias on the update (needs a host with a bias)")
+    experts: Literal["separate", "shared"] = Field(
+        default="separate", description="in a weight of experts: A and B for each expert, or one pair for all"
+    )
 
     @property
     def scale(self) -> float:
@@ -42,13 +45,14 @@ class Lora(AdapterType[LoraOptions]):
     options = LoraOptions
 
     def claims(self, site: Site) -> bool:
-        return site.is_matrix and site.parameter == "weight"
+        return site.is_matrix or bool(site.experts)
 
     def companions(self, site: Site, options: LoraOptions, available: Collection[str]) -> tuple[str, ...]:
         return ("bias",) if options.bias else ()
 
     def parameters(self, site: Site, options: LoraOptions) -> int:
-        return options.rank * (site.fan_in + site.fan_out) + (site.fan_out if options.bias else 0)
+        pairs = site.experts if site.experts and options.experts == "separate" else 1
+        return pairs * options.rank * (site.fan_in + site.fan_out) + (site.fan_out if options.bias else 0)
 
     def build(
         self, site: Site, options: LoraOptions, pristine: Mapping[str, torch.Tensor], generator: torch.Generator

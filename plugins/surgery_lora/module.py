@@ -17,15 +17,19 @@ if TYPE_CHECKING:
 
 
 class LoraAdapter(Adapter):
-    """A (rank, fan_in) and B (fan_out, rank), float32 unless the base is float64; optionally a bias (fan_out)."""
+    """A (rank, fan_in) and B (fan_out, rank), float32 unless the base is float64; optionally a bias (fan_out).
+
+    In a weight of experts each expert has its own A and B, stacked along a first axis, unless they share one pair.
+    """
 
     activates = True
 
     def __init__(self, site: Site, options: LoraOptions, generator: torch.Generator) -> None:
         super().__init__(site)
         kept = torch.float64 if site.dtype == "float64" else torch.float32
-        self.A = nn.Parameter(_initial(options, site.fan_in, generator).to(kept))
-        self.B = nn.Parameter(torch.zeros(site.fan_out, options.rank, dtype=kept))
+        stack = (site.experts,) if site.experts and options.experts == "separate" else ()
+        self.A = nn.Parameter(_initial(options, (*stack, options.rank, site.fan_in), generator).to(kept))
+        self.B = nn.Parameter(torch.zeros(*stack, site.fan_out, options.rank, dtype=kept))
         self.bias = nn.Parameter(torch.zeros(site.fan_out, dtype=kept)) if options.bias else None
         self.scale = options.scale
         self.dropout = options.dropout
@@ -49,25 +53,20 @@ class LoraAdapter(Adapter):
             return add_update(output, F.linear(x, first.A), first.B, first.scale, first.bias)
         low = F.linear(x, torch.cat([adapter.A for adapter in group]))
         spread = spread_parts([(adapter.site, adapter.B) for adapter in group], output.shape[-1])
-        bias = (
-            None
-            if first.bias is None
-            else spread_parts(
-                [(adapter.site, adapter.bias.unsqueeze(1)) for adapter in group if adapter.bias is not None],
-                output.shape[-1],
-            ).sum(1)
-        )
+        biases = [(adapter.site, adapter.bias.unsqueeze(1)) for adapter in group if adapter.bias is not None]
+        bias = spread_parts(biases, output.shape[-1]).sum(1) if biases else None
         return add_update(output, low, spread, first.scale, bias)
 
 
-def _initial(options: LoraOptions, fan_in: int, generator: torch.Generator) -> torch.Tensor:
-    shape = (options.rank, fan_in)
+def _initial(options: LoraOptions, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     if options.init == "zeros":
         return torch.zeros(shape)
     if options.init == "gaussian":
         return torch.randn(shape, generator=generator) * options.init_std
+    start = torch.empty(shape)
     if options.init == "orthogonal":
-        return nn.init.orthogonal_(torch.empty(shape), generator=generator)
+        matrices = start.reshape(-1, *shape[-2:]).unbind()
+        return torch.stack([nn.init.orthogonal_(one, generator=generator) for one in matrices]).view(shape)
     # kaiming_uniform_(a=sqrt(5)), as in the paper's code: bound sqrt(3) * sqrt(2 / (1 + 5)) / sqrt(fan_in)
-    bound = 1 / math.sqrt(fan_in)
-    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+    bound = 1 / math.sqrt(shape[-1])
+    return start.uniform_(-bound, bound, generator=generator)

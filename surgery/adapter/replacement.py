@@ -32,4 +32,4 @@ class ReplacementAdapter(Adapter):
 
     def _turn(self, tensor: torch.Tensor) -> torch.Tensor:
         """From (fan_out, fan_in) to the stored orientation and back."""
-        return tensor.t() if self.site.is_transposed else tensor
+        return tensor.mT if self.site.is_transposed else tensor

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from surgery.architecture.counts import Count, check_count
 from surgery.architecture.roles import ROLES
 from surgery.errors import PluginError, nearest
 
-__all__ = ["Architecture", "Paths", "Slice"]
+__all__ = ["Architecture", "Paths", "Slice", "When"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,21 +19,35 @@ class Slice:
 
     Attributes:
         path: module path, written as in `Architecture.roles`.
-        view: the fused axis seen as an array; one entry may be -1 and is inferred.
+        view: the fused axis seen as an array; one entry may be -1 and is inferred. A count may be an expression of
+            configuration names, such as `"num_attention_heads"` or `"num_attention_heads // num_key_value_heads + 2"`.
         dim: the dimension of the view that is narrowed.
-        start, length: what of that dimension belongs to the role.
+        start, length: what of that dimension belongs to the role; counts as in `view`.
         axis: the weight's axis that is fused (0 for `nn.Linear`, 1 for `Conv1D`); a bias is cut on its only axis.
     """
 
     path: str
-    view: tuple[int, ...]
+    view: tuple[Count, ...]
     dim: int = 0
-    start: int = 0
-    length: int = 1
+    start: Count = 0
+    length: Count = 1
     axis: int = 0
 
 
-Paths: TypeAlias = str | Slice | tuple[str, ...]
+@dataclass(frozen=True, slots=True)
+class When:
+    """A path, or slice of one, that holds for some configurations only.
+
+    Attributes:
+        path: what `Architecture.roles` may hold.
+        settings: configuration name -> the value it must have.
+    """
+
+    path: str | Slice
+    settings: Mapping[str, Any]
+
+
+Paths: TypeAlias = str | Slice | When | tuple[str | Slice | When, ...]
 
 
 @dataclass(frozen=True)
@@ -43,13 +58,19 @@ class Architecture:
         types: the `model_type` values of `config.json` that it describes.
         base: name of the base model inside task models (`bert`, `transformer`), or several where task classes differ;
             a bare base model works too.
-        stacks: stack name -> path of its list of layers, relative to the base model.
-        roles: role -> path relative to the base model (`*` stands for a layer: `*.mlp.up_proj`), a `Slice`, or
-            several paths. A path names a module, whose parameters all get the role, or a parameter.
+        stacks: stack name -> path of its list of layers, relative to the base model. A list inside a list is written
+            with a star: `encoder.groups.*.layers`; its layers are counted through.
+        roles: role -> path relative to the base model (`*` stands for a layer: `*.mlp.up_proj`; `decoder:*.norm` is
+            for one stack only), a `Slice`, a `When`, or several of them. A path names a module, whose parameters all
+            get the role, or a parameter.
         heads: role -> path relative to the whole model, for what stands outside the base model.
         conv1d: whether linear weights inside layers are stored (fan_in, fan_out). Live models tell this themselves;
             file headers cannot.
         ties: parameter name -> the name it is tied to when a file leaves it out. Live models tell this themselves.
+        uncalled: paths, as in `roles`, of linear modules whose weight the model reads without calling the module.
+        transposed_experts: whether expert tensors are stored (experts, fan_in, fan_out).
+        defaults: configuration name -> value, or count in terms of other names, that holds where a `config.json`
+            does not say. Live configurations know their defaults themselves.
     """
 
     types: tuple[str, ...]
@@ -59,12 +80,30 @@ class Architecture:
     heads: Mapping[str, Paths] = field(default_factory=dict)
     conv1d: bool = False
     ties: Mapping[str, str] = field(default_factory=dict)
+    uncalled: tuple[str, ...] = ()
+    transposed_experts: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.types, str):  # its letters would be taken for types
             raise PluginError("types must be a tuple of names", f"architecture {self.types}", f'("{self.types}",)')
-        for role in (*self.roles, *self.heads):
+        where = f"architecture {'/'.join(self.types)}"
+        for role, path, _ in self.places():
             if role not in ROLES:
-                raise PluginError(
-                    f"unknown role {role!r}", f"architecture {'/'.join(self.types)}", nearest(role, ROLES)
-                )
+                raise PluginError(f"unknown role {role!r}", where, nearest(role, ROLES))
+            if isinstance(path, Slice):
+                for count in (*path.view, path.start, path.length):
+                    check_count(count, f"{where}, {role}")
+
+    @property
+    def bases(self) -> tuple[str, ...]:
+        """The possible names of the base model."""
+        return (self.base,) if isinstance(self.base, str) else self.base
+
+    def places(self, *, heads: bool | None = None) -> Iterator[tuple[str, str | Slice, Mapping[str, Any]]]:
+        """Yield (role, path or slice, conditions) of everything that is described, or of heads, or of all but heads."""
+        tables = {None: (self.roles, self.heads), True: (self.heads,), False: (self.roles,)}[heads]
+        for table in tables:
+            for role, paths in table.items():
+                for path in paths if isinstance(paths, tuple) else (paths,):
+                    yield (role, path.path, path.settings) if isinstance(path, When) else (role, path, {})

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 __all__ = ["Part", "Site"]
 
-_TRANSPOSED_HOSTS = frozenset({"conv1d", "embedding"})
+_MATRIX_HOSTS = frozenset({"linear", "conv1d", "embedding", "matrix"})
+_EXPERT_HOSTS = frozenset({"experts", "transposed-experts"})
+_TRANSPOSED_HOSTS = frozenset({"conv1d", "embedding", "transposed-experts"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,8 @@ class Site:
         parameter: the parameter's name in that module (`weight`, `bias`, ...).
         shape: shape of the site as stored (for a part: with the part's length on its axis).
         dtype: the torch dtype's name, e.g. `float32`.
-        host: what holds it: `linear`, `conv1d`, `embedding`, `norm`, or `other`.
+        host: what holds it: `linear`, `conv1d`, `embedding`, `norm`, `matrix` (a linear map that no linear module
+            applies), `experts` (one 3-D tensor for all experts), `transposed-experts`, or `other`.
         slice: the part of a fused parameter, or None for the whole.
         tied: full names of the other parameters that are the same tensor.
     """
@@ -94,21 +97,31 @@ class Site:
     @property
     def is_matrix(self) -> bool:
         """Whether the site is a 2-D weight of a linear map or a lookup table."""
-        return len(self.shape) == 2 and self.host in ("linear", "conv1d", "embedding")
+        return len(self.shape) == 2 and self.host in _MATRIX_HOSTS
+
+    @property
+    def experts(self) -> int:
+        """How many experts' linear maps the site holds, for a 3-D weight of experts; else 0."""
+        return self.shape[0] if len(self.shape) == 3 and self.host in _EXPERT_HOSTS else 0
 
     @property
     def is_transposed(self) -> bool:
-        """Whether the stored matrix is (fan_in, fan_out) rather than (fan_out, fan_in)."""
-        return len(self.shape) == 2 and self.host in _TRANSPOSED_HOSTS
+        """Whether matrices are stored (fan_in, fan_out) rather than (fan_out, fan_in)."""
+        return self.host in _TRANSPOSED_HOSTS and (len(self.shape) == 2 if not self.experts else True)
 
     @property
     def fan_out(self) -> int:
         """Output features of the site's linear map (its length, for a vector)."""
-        return self.shape[1] if self.is_transposed else self.shape[0] if self.shape else 1
+        return self._map[1] if self.is_transposed else self._map[0] if self._map else 1
 
     @property
     def fan_in(self) -> int:
         """Input features of the site's linear map (1 for a vector; the table's rows for an embedding)."""
-        if len(self.shape) < 2:
+        if len(self._map) < 2:
             return 1
-        return self.shape[0] if self.is_transposed else math.prod(self.shape[1:])
+        return self._map[0] if self.is_transposed else math.prod(self._map[1:])
+
+    @property
+    def _map(self) -> tuple[int, ...]:
+        """Shape of one linear map."""
+        return self.shape[1:] if self.experts else self.shape

@@ -17,7 +17,7 @@ Link = tuple[Adapter, Site]
 
 
 def canonical_view(tensor: torch.Tensor, site: Site) -> torch.Tensor:
-    """Return the site's part of a stored parameter, as (fan_out, fan_in) for matrices: a view where possible."""
+    """Return the site's part of a stored parameter, matrices as (..., fan_out, fan_in): a view where possible."""
     part = site.slice
     if part is not None:
         span = part.span()
@@ -25,7 +25,7 @@ def canonical_view(tensor: torch.Tensor, site: Site) -> torch.Tensor:
             tensor = tensor.narrow(part.axis, *span)
         else:
             tensor = tensor.index_select(part.axis, torch.tensor(part.indices(), device=tensor.device))
-    return tensor.t() if site.is_transposed else tensor
+    return tensor.mT if site.is_transposed else tensor
 
 
 def fold_chain(parameter: str, base: torch.Tensor, chain: Sequence[Link]) -> torch.Tensor:
@@ -72,7 +72,7 @@ def refuse_writing(parameter: str, chain: Sequence[Link]) -> None:
 
 def _put_back(value: torch.Tensor, site: Site, folded: torch.Tensor) -> torch.Tensor:
     if site.is_transposed:
-        folded = folded.t()
+        folded = folded.mT
     part = site.slice
     if part is None:
         return folded

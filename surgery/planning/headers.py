@@ -92,7 +92,7 @@ def read_checkpoint_headers(folder: Path) -> dict[str, TensorHeader]:
     )
 
 
-def inventory_of_checkpoint(folder: Path, architecture: Architecture | None, model_type: str | None) -> Inventory:
+def inventory_of_checkpoint(folder: Path, architecture: Architecture | None, config: Mapping[str, Any]) -> Inventory:
     """Take the inventory from headers. `architecture` tells hosts and ties, which headers do not say."""
     headers = read_checkpoint_headers(folder)
     entries = [_entry(header) for header in headers.values()]
@@ -106,7 +106,9 @@ def inventory_of_checkpoint(folder: Path, architecture: Architecture | None, mod
             entries.append(ParameterEntry(path, parameter, source.shape, source.dtype, ""))
             ties[alias], ties[target] = (target,), (alias,)
     # Names that were left out come last, as heads do in a model: the first name of a tied tensor is then the same one.
-    return Inventory(model_type, "", "headers", tuple(entries), ties)
+    text = config.get("text_config")
+    settings = {**(text if isinstance(text, dict) else {}), **config}
+    return Inventory(str(config.get("model_type") or "") or None, "", "headers", tuple(entries), ties, settings)
 
 
 def _is_left_out(alias: str, target: str, names: Collection[str]) -> bool:

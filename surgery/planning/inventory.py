@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 __all__ = ["DTYPE_BYTES", "Inventory", "ParameterEntry"]
 
@@ -24,7 +25,8 @@ class ParameterEntry:
         path: path of the module that holds it.
         parameter: its name there.
         shape, dtype: as stored; the dtype by torch's name.
-        host: `linear`, `conv1d`, `embedding`, `norm` or `other`; empty when only a file header is known.
+        host: `linear`, `conv1d`, `embedding`, `norm`, `experts`, `transposed-experts` or `other`; empty when only a
+            file header is known.
     """
 
     path: str
@@ -56,6 +58,7 @@ class Inventory:
         origin: `model`, `config` or `headers`: what the inventory was taken from.
         entries: one for each name; a tied parameter has several.
         ties: name -> all other names of the same tensor, for tied names only.
+        settings: what the model's configuration says, by name.
     """
 
     model_type: str | None
@@ -63,6 +66,7 @@ class Inventory:
     origin: str
     entries: tuple[ParameterEntry, ...]
     ties: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def canonical(self, name: str) -> str:
         """Return the first name, in module order, of the tensor called `name`."""

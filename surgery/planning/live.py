@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from surgery.planning.inventory import Inventory, ParameterEntry
@@ -45,7 +46,31 @@ def inventory_of_module(model: Any, origin: str = "model") -> Inventory:
         origin=origin,
         entries=tuple(entries),
         ties=ties,
+        settings=_Settings(config),
     )
+
+
+class _Settings(Mapping[str, Any]):
+    """A live configuration by name, common names of its kind included (`hidden_size` for GPT-2's `n_embd`)."""
+
+    def __init__(self, config: Any) -> None:
+        # A model of several parts keeps the sizes of its text part in a configuration of their own.
+        part = getattr(config, "get_text_config", None)
+        self._configs = [config, part()] if callable(part) else [config]
+
+    def __getitem__(self, name: str) -> Any:
+        for config in self._configs:
+            try:
+                return getattr(config, name)
+            except AttributeError:
+                continue
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(name for config in self._configs for name in getattr(config, "__dict__", {})))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
 
 
 def _host(module: Any, parameter: Any) -> str:
@@ -60,4 +85,7 @@ def _host(module: Any, parameter: Any) -> str:
         return "conv1d"
     if parameter.dim() == 1 and "norm" in type(module).__name__.lower():
         return "norm"
+    # transformers marks classes that hold one 3-D tensor for all experts, and says how it is stored.
+    if parameter.dim() == 3 and hasattr(module, "is_transposed"):
+        return "transposed-experts" if module.is_transposed else "experts"
     return "other"

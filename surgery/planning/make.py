@@ -76,7 +76,7 @@ def _of_reference(ref: str, registry: Registry, auto_class: str | None) -> Inven
     if path.exists() and auto_class is None and _has_weights(path):
         config = read_config(path)
         model_type = str(config.get("model_type") or "") or None
-        return inventory_of_checkpoint(path, _value(registry.architecture(model_type)), model_type)
+        return inventory_of_checkpoint(path, _value(registry.architecture(model_type)), config)
     return _of_skeleton(str(resolved), registry, auto_class)
 
 

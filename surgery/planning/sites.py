@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from surgery.architecture import Architecture, Part, Site, Slice
-from surgery.architecture.architecture import Paths
+from surgery.architecture.counts import Count, UnknownSettingError, count_of, setting
 from surgery.architecture.roles import OTHER
 from surgery.errors import PlanError
 from surgery.planning.inventory import Inventory, ParameterEntry
 
 __all__ = ["sites_of"]
+
+_NOTHING = Architecture((), "", {}, {})
+
+_MATRICES = ("attention.", "cross_attention.", "linear_attention.", "mlp.", "moe.", "ssm.")
+"""Beginnings of roles whose 2-D parameters are matrices of linear maps, whatever module holds them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,39 +30,49 @@ class _Place:
 
 def sites_of(inventory: Inventory, architecture: Architecture | None) -> tuple[Site, ...]:
     """Return every site of the model in module order. Without an architecture all roles are `other.<path>`."""
-    anatomy = _Anatomy(architecture, inventory)
+    anatomy = _Anatomy(architecture or _NOTHING, inventory)
     return tuple(site for entry in inventory.entries for site in anatomy.sites(entry))
 
 
 class _Anatomy:
     """An architecture's patterns, indexed for lookup by name."""
 
-    def __init__(self, architecture: Architecture | None, inventory: Inventory) -> None:
+    def __init__(self, architecture: Architecture, inventory: Inventory) -> None:
         self._ties = inventory.ties
-        self._conv1d = architecture is not None and architecture.conv1d
-        self._roles = _index(architecture.roles if architecture else {})
-        self._heads = _index(architecture.heads if architecture else {})
-        bases = (architecture.base,) if architecture and isinstance(architecture.base, str) else ()
-        for base in bases or (architecture.base if architecture else ()):
-            if base and any(entry.name.startswith(f"{base}.") for entry in inventory.entries):
-                self._base = f"{base}."
-                break
-        else:
-            self._base = ""  # the bare base model
+        self._architecture = architecture
+        self._settings = inventory.settings
+        self._roles = self._index(architecture.places(heads=False))
+        self._heads = self._index(architecture.places(heads=True))
+        self._uncalled = frozenset(architecture.uncalled)
+        names = [entry.name for entry in inventory.entries]
+        self._base = next(
+            (f"{base}." for base in architecture.bases if base and any(name.startswith(f"{base}.") for name in names)),
+            "",  # the bare base model
+        )
         self._stacks = [
-            (stack, re.compile(re.escape(path) + r"\.(\d+)\.(.+)"))
-            for stack, path in (architecture.stacks if architecture else {}).items()
+            _Stack(stack, path, (name.removeprefix(self._base) for name in names))
+            for stack, path in architecture.stacks.items()
         ]
 
+    def _index(self, places: Iterable[tuple[str, str | Slice, Mapping[str, Any]]]) -> dict[str, list[_Place]]:
+        index: dict[str, list[_Place]] = {}
+        defaults = self._architecture.defaults
+        for role, path, conditions in places:
+            if all(setting(name, self._settings, defaults) == value for name, value in conditions.items()):
+                name, cut = (path.path, path) if isinstance(path, Slice) else (path, None)
+                index.setdefault(name, []).append(_Place(role, cut))
+        return index
+
     def sites(self, entry: ParameterEntry) -> Iterator[Site]:
-        stack, layer, places = self._look_up(entry)
-        if not places:
-            places = [_Place(f"{OTHER}{entry.path or entry.parameter}", None)]
-        for place in places:
-            part = _part(entry, place.slice) if place.slice else None
+        stack, layer, relative = self._locate(entry)
+        places = self._find(stack, relative) if relative else []
+        places = places or _look_up(self._heads, entry.name)
+        for place in places or [_Place(f"{OTHER}{entry.path or entry.parameter}", None)]:
+            part = self._part(entry, place.slice) if place.slice else None
             shape = entry.shape
             if part is not None:
                 shape = (*shape[: part.axis], part.size, *shape[part.axis + 1 :])
+            is_called = relative.rpartition(".")[0] not in self._uncalled
             yield Site(
                 role=place.role,
                 stack=stack,
@@ -65,22 +81,34 @@ class _Anatomy:
                 parameter=entry.parameter,
                 shape=shape,
                 dtype=entry.dtype,
-                host=entry.host or self._guess_host(entry, place.role, layer),
+                host=self._host(entry, place.role, layer, is_called),
                 slice=part,
                 tied=self._ties.get(entry.name, ()),
             )
 
-    def _look_up(self, entry: ParameterEntry) -> tuple[str, int | None, list[_Place]]:
-        if entry.name.startswith(self._base):
-            relative = entry.name.removeprefix(self._base)
-            for stack, pattern in self._stacks:
-                match = pattern.fullmatch(relative)
-                if match:
-                    return stack, int(match[1]), _find(self._roles, f"*.{match[2]}")
-            places = _find(self._roles, relative)
-            if places:
-                return "", None, places
-        return "", None, _find(self._heads, entry.name)
+    def _locate(self, entry: ParameterEntry) -> tuple[str, int | None, str]:
+        """Return stack, layer and the name relative to the base model, `*.` for a layer; "" outside of the base."""
+        if not entry.name.startswith(self._base):
+            return "", None, ""
+        relative = entry.name.removeprefix(self._base)
+        for stack in self._stacks:
+            found = stack.find(relative)
+            if found is not None:
+                return stack.name, found[0], f"*.{found[1]}"
+        return "", None, relative
+
+    def _find(self, stack: str, relative: str) -> list[_Place]:
+        return (_look_up(self._roles, f"{stack}:{relative}") if stack else []) or _look_up(self._roles, relative)
+
+    def _host(self, entry: ParameterEntry, role: str, layer: int | None, is_called: bool) -> str:
+        """What holds a tensor: what the model says, but for a matrix that no linear module applies."""
+        host = entry.host or self._guess_host(entry, role, layer)
+        is_bias = entry.parameter.endswith("bias")
+        if host == "other" and len(entry.shape) == 2 and role.startswith(_MATRICES) and not is_bias:
+            return "matrix"
+        if host == "other" and len(entry.shape) == 3 and role.startswith("moe.experts."):
+            return "transposed-experts" if self._architecture.transposed_experts else "experts"
+        return "matrix" if host == "linear" and not is_called else host
 
     def _guess_host(self, entry: ParameterEntry, role: str, layer: int | None) -> str:
         """What holds a tensor of which only a file header is known."""
@@ -88,38 +116,66 @@ class _Anatomy:
             return "embedding"
         if role.startswith("norm."):
             return "norm"
-        if role.startswith(OTHER) and len(entry.shape) != 2:
+        if len(entry.shape) == 3 or (role.startswith(OTHER) and len(entry.shape) != 2):
             return "other"
-        return "conv1d" if self._conv1d and layer is not None else "linear"
+        return "conv1d" if self._architecture.conv1d and layer is not None else "linear"
+
+    def _part(self, entry: ParameterEntry, cut: Slice) -> Part:
+        axis = cut.axis if len(entry.shape) > 1 else 0
+        if len(entry.shape) == 2 and entry.parameter.endswith("bias"):  # (experts, fan_out)
+            axis = 1
+        extent = entry.shape[axis] if axis < len(entry.shape) else 0
+        view = [self._count(count, entry) for count in cut.view]
+        start, length = self._count(cut.start, entry), self._count(cut.length, entry)
+        if view.count(-1) == 1:
+            known = math.prod(size for size in view if size != -1)
+            view[view.index(-1)] = extent // known if known else 0
+        along = view[cut.dim] if 0 <= cut.dim < len(view) else 0
+        fits = extent > 0 and min(view) > 0 and math.prod(view) == extent
+        if not fits or not 0 <= start < start + length <= along:
+            raise PlanError(
+                f"axis {axis} has {extent} entries and cannot be seen as {tuple(cut.view)}",
+                entry.name,
+                "the architecture plugin describes another layout than this model's",
+            )
+        return Part(axis, tuple(view), cut.dim, start, length)
+
+    def _count(self, count: Count, entry: ParameterEntry) -> int:
+        try:
+            return count_of(count, self._settings, self._architecture.defaults)
+        except UnknownSettingError as error:
+            raise PlanError(
+                f"the configuration does not say {error.name!r}, which the layout of a fused weight depends on",
+                entry.name,
+                "complete config.json, or plan from the model itself",
+            ) from None
+        except ZeroDivisionError:
+            raise PlanError(f"the configuration makes {count!r} a division by zero", entry.name) from None
 
 
-def _index(roles: Mapping[str, Paths]) -> dict[str, list[_Place]]:
-    index: dict[str, list[_Place]] = {}
-    for role, paths in roles.items():
-        for path in paths if isinstance(paths, tuple) else (paths,):
-            cut = path if isinstance(path, Slice) else None
-            index.setdefault(path.path if isinstance(path, Slice) else path, []).append(_Place(role, cut))
-    return index
+class _Stack:
+    """One stack's layers by name. Lists in lists are counted through, in the order of their indices."""
+
+    def __init__(self, name: str, path: str, names: Iterable[str]) -> None:
+        self.name = name
+        numbers = r"\.(\d+)\.".join(re.escape(part) for part in path.split(".*."))
+        self._pattern = re.compile((numbers + r"\." if path else "") + r"(\d+)\.(.+)")
+        self._layers: dict[tuple[int, ...], int] | None = None
+        if ".*." in path:
+            found = {match.groups()[:-1] for match in map(self._pattern.fullmatch, names) if match}
+            indices = sorted(tuple(map(int, group)) for group in found)
+            self._layers = {index: position for position, index in enumerate(indices)}
+
+    def find(self, name: str) -> tuple[int, str] | None:
+        """Return (layer, name inside the layer), or None."""
+        match = self._pattern.fullmatch(name)
+        if match is None:
+            return None
+        *numbers, inside = match.groups()
+        index = tuple(map(int, numbers))
+        return (index[0] if self._layers is None else self._layers[index]), inside
 
 
-def _find(index: Mapping[str, list[_Place]], name: str) -> list[_Place]:
+def _look_up(index: Mapping[str, list[_Place]], name: str) -> list[_Place]:
     """Look up a parameter's own name first, then its module's."""
     return index.get(name) or index.get(name.rpartition(".")[0], [])
-
-
-def _part(entry: ParameterEntry, cut: Slice) -> Part:
-    axis = cut.axis if len(entry.shape) > 1 else 0
-    extent = entry.shape[axis] if axis < len(entry.shape) else 0
-    view = list(cut.view)
-    if view.count(-1) == 1:
-        known = math.prod(size for size in view if size != -1)
-        view[view.index(-1)] = extent // known if known else 0
-    along = view[cut.dim] if 0 <= cut.dim < len(view) else 0
-    fits = extent > 0 and min(view) > 0 and math.prod(view) == extent
-    if not fits or not 0 <= cut.start < cut.start + cut.length <= along:
-        raise PlanError(
-            f"axis {axis} has {extent} entries and cannot be seen as {tuple(cut.view)}",
-            entry.name,
-            "the architecture plugin describes another layout than this model's",
-        )
-    return Part(axis, tuple(view), cut.dim, cut.start, cut.length)

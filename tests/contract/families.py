@@ -1,82 +1,24 @@
-"""Tiny random models of every described family, with every task head."""
+"""Tiny random models of every described type, with every task head."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
+import families_core
+import families_decoders
+import families_encoders
+import families_experts
 import torch
+from family import Family
 from torch import nn
 
-__all__ = ["FAMILIES", "Family", "build", "family"]
+__all__ = ["CONFIGS", "FAMILIES", "WORDS", "Family", "build", "family"]
 
 WORDS = 37
+_PARTS = (families_core, families_encoders, families_decoders, families_experts)
 
-
-@dataclass(frozen=True)
-class Family:
-    """One model class of transformers with options of its configuration."""
-
-    kind: str
-    cls: str
-    config: Mapping[str, Any] = field(default_factory=dict)
-    note: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.cls}{'-' if self.note else ''}{self.note}"
-
-
-_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "bert": (
-        "BertConfig",
-        {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
-         "max_position_embeddings": 20},
-    ),
-    "roberta": (
-        "RobertaConfig",
-        {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
-         "max_position_embeddings": 20, "pad_token_id": 1, "type_vocab_size": 1},
-    ),
-    "distilbert": (
-        "DistilBertConfig",
-        {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24, "max_position_embeddings": 20},
-    ),
-    "gpt2": (
-        "GPT2Config",
-        {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 20, "bos_token_id": 0, "eos_token_id": 0,
-         "pad_token_id": 0},
-    ),
-    "llama": (
-        "LlamaConfig",
-        {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "intermediate_size": 24, "max_position_embeddings": 20, "bos_token_id": 1, "eos_token_id": 2,
-         "pad_token_id": 0},
-    ),
-}  # fmt: skip
-
-_ENCODER_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM")
-
-FAMILIES: tuple[Family, ...] = (
-    *(Family("bert", f"Bert{head}") for head in ("Model", *_ENCODER_HEADS, "ForPreTraining")),
-    *(Family("roberta", f"Roberta{head}") for head in ("Model", *_ENCODER_HEADS)),
-    *(Family("distilbert", f"DistilBert{head}") for head in ("Model", *_ENCODER_HEADS)),
-    *(
-        Family("gpt2", f"GPT2{head}")
-        for head in ("Model", "LMHeadModel", "ForSequenceClassification", "ForTokenClassification",
-                     "ForQuestionAnswering")
-    ),
-    *(
-        Family("llama", f"Llama{head}")
-        for head in ("Model", "ForCausalLM", "ForSequenceClassification", "ForQuestionAnswering",
-                     "ForTokenClassification")
-    ),
-    Family("llama", "LlamaForCausalLM", {"tie_word_embeddings": True}, "tied"),
-    Family("llama", "LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}, "biases"),
-    Family("llama", "LlamaForCausalLM", {"num_key_value_heads": 4}, "without-groups"),
-    Family("bert", "BertForMaskedLM", {"tie_word_embeddings": False}, "untied"),
-    Family("gpt2", "GPT2LMHeadModel", {"tie_word_embeddings": False}, "untied"),
-)  # fmt: skip
+CONFIGS = {kind: config for part in _PARTS for kind, config in part.CONFIGS.items()}
+FAMILIES: tuple[Family, ...] = tuple(family for part in _PARTS for family in part.FAMILIES)
 
 
 def family(name: str) -> Family:
@@ -89,7 +31,7 @@ def build(item: Family | str, seed: int = 0, **config: Any) -> tuple[nn.Module, 
     import transformers
 
     chosen = family(item) if isinstance(item, str) else item
-    name, options = _CONFIGS[chosen.kind]
+    name, options = CONFIGS[chosen.kind]
     made = getattr(transformers, name)(
         **{"vocab_size": WORDS, "attn_implementation": "eager", **options, **chosen.config, **config}
     )

@@ -1,0 +1,13 @@
+"""Tiny encoders, encoder-decoders, and models of images and speech."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from family import Family
+
+__all__ = ["CONFIGS", "FAMILIES"]
+
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {}
+
+FAMILIES: tuple[Family, ...] = ()

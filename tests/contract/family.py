@@ -1,0 +1,31 @@
+"""One model class of transformers, to be built tiny."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Family"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model class of transformers with options of its configuration.
+
+    Attributes:
+        kind: its `model_type`.
+        cls: the model class.
+        config: settings beside those that all classes of the type share.
+        note: what tells it from the same class with other settings.
+        silent: names of parameters that a forward never reads.
+    """
+
+    kind: str
+    cls: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+    silent: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.cls}{'-' if self.note else ''}{self.note}"
