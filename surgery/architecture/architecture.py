@@ -69,6 +69,8 @@ class Architecture:
         ties: parameter name -> the name it is tied to when a file leaves it out. Live models tell this themselves.
         uncalled: paths, as in `roles`, of linear modules whose weight the model reads without calling the module.
         transposed_experts: whether expert tensors are stored (experts, fan_in, fan_out).
+        open: path, as in `roles` -> roles that the weight there may hold, in a layout that is not known. A rule that
+            may mean it fails instead of missing it.
         defaults: configuration name -> value, or count in terms of other names, that holds where a `config.json`
             does not say. Live configurations know their defaults themselves.
     """
@@ -82,6 +84,7 @@ class Architecture:
     ties: Mapping[str, str] = field(default_factory=dict)
     uncalled: tuple[str, ...] = ()
     transposed_experts: bool = False
+    open: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

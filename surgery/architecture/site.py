@@ -66,6 +66,7 @@ class Site:
             applies), `experts` (one 3-D tensor for all experts), `transposed-experts`, or `other`.
         slice: the part of a fused parameter, or None for the whole.
         tied: full names of the other parameters that are the same tensor.
+        open: roles that the site may hold, where nobody knows its layout; empty where its role is known.
     """
 
     role: str
@@ -78,6 +79,7 @@ class Site:
     host: str
     slice: Part | None = None
     tied: tuple[str, ...] = ()
+    open: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

@@ -29,17 +29,17 @@ def inspect(
     No weights are read.
     """
     from surgery.cli.models import known_model
-    from surgery.planning import inventory, render_sites
+    from surgery.planning import anatomy, inventory, render_sites
     from surgery.planning.sites import sites_of
 
     registry = call.registry()
     auto_class = registry.task(task).auto_class if task else None
     found = inventory(known_model(model, registry), registry, auto_class=auto_class)
-    described = registry.architecture(found.model_type)
-    sites = sites_of(found, described.value if described else None)
-    provenance = f"{found.model_type} ({described.provenance})" if described else ""
-    call.answer([_plain(site) for site in sites], render_sites(found, sites, provenance), _style)
-    rule = r"role: attention\.(query|value)" if described else "target: and a regular expression on the path"
+    described = anatomy(found, registry)
+    sites = sites_of(found, described.architecture)
+    call.answer([_plain(site) for site in sites], render_sites(found, sites, described.provenance), _style)
+    has_roles = any(site.role == "attention.query" for site in sites)
+    rule = r"role: attention\.(query|value)" if has_roles else "target: and a regular expression on the path"
     call.next_step(f"write a rule with {rule}, then surgery plan SPEC {shell(model)}")
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from surgery.cli import check, compare, inspect, plan, plugins, report, schema, train
+from surgery.cli import architecture, check, compare, inspect, plan, plugins, report, schema, train
 from surgery.cli.command import as_command, as_root
 
 __all__ = ["app", "run"]
@@ -60,6 +60,19 @@ for _verb, _examples, _summary in (
     (schema.schema, schema.EXAMPLES, "Print the JSON Schema of a spec, for editors."),
 ):
     app.command(_verb.__name__, short_help=_summary, epilog=_examples)(as_command(_verb, is_brief=_verb in _BRIEF))
+
+
+_architecture = typer.Typer(
+    name="architecture",
+    help="Describe a family of models: which weight is what.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_architecture.command("draft", short_help="Begin a plugin that describes a model.", epilog=architecture.EXAMPLES)(
+    as_command(architecture.draft)
+)
+app.add_typer(_architecture)
 
 
 def run() -> None:

@@ -27,6 +27,7 @@ class ParameterEntry:
         shape, dtype: as stored; the dtype by torch's name.
         host: `linear`, `conv1d`, `embedding`, `norm`, `experts`, `transposed-experts` or `other`; empty when only a
             file header is known.
+        interleaved: whether the rows of gate and up alternate in a weight of experts, instead of standing in halves.
     """
 
     path: str
@@ -34,6 +35,7 @@ class ParameterEntry:
     shape: tuple[int, ...]
     dtype: str
     host: str
+    interleaved: bool = False
 
     @property
     def name(self) -> str:

@@ -30,6 +30,7 @@ def inventory_of_module(model: Any, origin: str = "model") -> Inventory:
                 shape=tuple(parameter.shape),
                 dtype=str(parameter.dtype).removeprefix("torch."),
                 host=_host(module, parameter),
+                interleaved=not getattr(module, "is_concatenated", True),
             )
             entries.append(entry)
             owners[id(parameter)].append(entry.name)

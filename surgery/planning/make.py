@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from surgery.architecture import Architecture, Site
 from surgery.errors import PlanError, nearest
+from surgery.planning.draft import draft
 from surgery.planning.headers import inventory_of_checkpoint, read_config
+from surgery.planning.infer import Inference, infer
 from surgery.planning.inventory import Inventory
 from surgery.planning.live import inventory_of_module
 from surgery.planning.plan import Plan
@@ -16,7 +20,7 @@ from surgery.planning.sites import sites_of
 from surgery.registry import Registered, Registry, load_registry
 from surgery.spec import Spec
 
-__all__ = ["inventory", "plan", "sites"]
+__all__ = ["Anatomy", "Draft", "anatomy", "draft_architecture", "inventory", "plan", "sites"]
 
 
 def plan(spec: Spec, subject: Any, registry: Registry | None = None, *, auto_class: str | None = None) -> Plan:
@@ -34,14 +38,14 @@ def plan(spec: Spec, subject: Any, registry: Registry | None = None, *, auto_cla
     """
     registry = registry or load_registry()
     found = inventory(subject, registry, auto_class=auto_class)
-    described = registry.architecture(found.model_type)
-    edits, outcomes = resolve(spec.rules, sites_of(found, _value(described)), found, registry)
+    described = anatomy(found, registry)
+    edits, outcomes = resolve(spec.rules, sites_of(found, described.architecture), found, registry)
     return Plan(
         spec=spec,
         model_type=found.model_type or "",
         class_name=found.class_name,
         origin=found.origin,
-        architecture=f"{found.model_type} ({described.provenance})" if described else "",
+        architecture=described.provenance,
         edits=edits,
         outcomes=outcomes,
         model_parameters=found.parameters,
@@ -53,7 +57,34 @@ def sites(subject: Any, registry: Registry | None = None, *, auto_class: str | N
     """Return every site of `subject` (see `plan`), in module order."""
     registry = registry or load_registry()
     found = inventory(subject, registry, auto_class=auto_class)
-    return sites_of(found, _value(registry.architecture(found.model_type)))
+    return sites_of(found, anatomy(found, registry).architecture)
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """What is known of a model's weights, and from whom.
+
+    Attributes:
+        architecture: declared by a plugin, or inferred; None where names say nothing.
+        provenance: `bert (model-surgery 0.1.0)`, `inferred from names`, or "".
+        inference: how the roles were inferred, where no plugin declares them.
+    """
+
+    architecture: Architecture | None
+    provenance: str
+    inference: Inference | None = None
+
+
+def anatomy(found: Inventory, registry: Registry) -> Anatomy:
+    """Return the architecture that a plugin declares for this type of model, else what can be inferred."""
+    declared = registry.architecture(found.model_type)
+    if declared is not None:
+        return Anatomy(declared.value, f"{found.model_type} ({declared.provenance})")
+    inference = infer(found)
+    if not inference.sources and not inference.open:
+        return Anatomy(None, "")
+    how = " and ".join(sorted(set(inference.sources.values())))
+    return Anatomy(inference.architecture, f"{found.model_type or 'layers'} (inferred from {how})", inference)
 
 
 def inventory(subject: Any, registry: Registry, *, auto_class: str | None = None) -> Inventory:
@@ -98,3 +129,35 @@ def _of_skeleton(ref_or_config: Any, registry: Registry, auto_class: str | None)
 
 def _value(described: Registered[Architecture] | None) -> Architecture | None:
     return described.value if described else None
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A plugin's text for a model.
+
+    Attributes:
+        model_type: the type that it describes.
+        source: Python.
+        notes: path -> why it is not described.
+        declared_by: the distribution that describes the type already, or "".
+    """
+
+    model_type: str
+    source: str
+    notes: Mapping[str, str]
+    declared_by: str
+
+
+def draft_architecture(subject: Any, registry: Registry, *, auto_class: str | None = None) -> Draft:
+    """Draft an architecture for whatever `subject` is (see `plan`) from names and shapes, declared or not."""
+    found = inventory(subject, registry, auto_class=auto_class)
+    inference = infer(found)
+    notes = {item.path: item.why for item in inference.open}
+    # The base model holds the layers; task models keep it in one attribute.
+    bases = {path.partition(".")[0] for path in inference.architecture.stacks.values() if "." in path}
+    base = next(iter(bases)) if len(bases) == 1 else ""
+    if base in {path.partition(".*.")[0] for path in inference.architecture.stacks.values()}:
+        base = ""
+    source = draft(inference.architecture, found.class_name or found.model_type or "model", base, notes)
+    declared = registry.architecture(found.model_type)
+    return Draft(found.model_type or "", source, notes, str(declared.provenance) if declared else "")

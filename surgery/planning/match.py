@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from time import thread_time
+from typing import NoReturn
 
 from surgery.architecture import Site
 from surgery.errors import PlanError
@@ -50,7 +52,9 @@ class Matching:
         wanted = _Names(rule.role, rule.target, start + self._left)
         unwanted = _Names(excluded.role, excluded.target, start + self._left) if excluded else None
         try:
-            matched = [site for site in self._sites if wanted(site) and not (unwanted and unwanted(site))]
+            kept = [site for site in self._sites if not (unwanted and unwanted(site))]
+            matched = [site for site in kept if wanted(site)]
+            missed = [site for site in kept if site.open and wanted.may_mean(site) and not wanted(site)]
         except TimeoutError:
             self._left = 0.0
             raise PlanError(
@@ -59,12 +63,25 @@ class Matching:
             ) from None
         finally:
             self._left -= thread_time() - start
+        if missed:
+            _refuse_missing(missed)
         if rule.layers == "all" or not matched:
             return matched
         # Layers are counted in the stacks that the patterns reach: an encoder may be shorter than its decoder.
         stacks = {site.stack for site in matched if site.layer is not None} or {""}
         chosen = {stack: set(layer_indices(rule.layers, self._counts.get(stack, 0))) for stack in sorted(stacks)}
         return [site for site in matched if site.layer is not None and site.layer in chosen[site.stack]]
+
+
+def _refuse_missing(missed: Sequence[Site]) -> NoReturn:
+    site = missed[0]
+    more = f" (and {len(missed) - 1} more)" if len(missed) > 1 else ""
+    raise PlanError(
+        f"{site.name}{more} may hold {' or '.join(site.open)}, and nothing says how it is laid out",
+        "",
+        "describe it in an architecture plugin (surgery architecture draft MODEL begins one), name it by `target:`, "
+        "or leave it out by `exclude:`",
+    )
 
 
 class _Names:
@@ -94,6 +111,10 @@ class _Names:
         found = self._target.fullmatch(site.name)
         self._tick()
         return found
+
+    def may_mean(self, site: Site) -> bool:
+        """Whether the patterns would match one of the roles that a site of unknown layout may hold."""
+        return any(self(replace(site, role=role)) for role in site.open)
 
     def _tick(self) -> None:
         if thread_time() > self._deadline:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from surgery.architecture import Architecture, Part, Site, Slice
 from surgery.architecture.counts import Count, UnknownSettingError, count_of, setting
@@ -15,6 +15,8 @@ from surgery.errors import PlanError
 from surgery.planning.inventory import Inventory, ParameterEntry
 
 __all__ = ["sites_of"]
+
+T = TypeVar("T")
 
 _NOTHING = Architecture((), "", {}, {})
 
@@ -65,8 +67,9 @@ class _Anatomy:
 
     def sites(self, entry: ParameterEntry) -> Iterator[Site]:
         stack, layer, relative = self._locate(entry)
-        places = self._find(stack, relative) if relative else []
+        places = self._find(stack, relative) if relative else ()
         places = places or _look_up(self._heads, entry.name)
+        unknown = () if places or entry.parameter.endswith("bias") else _look_up(self._architecture.open, relative)
         for place in places or [_Place(f"{OTHER}{entry.path or entry.parameter}", None)]:
             part = self._part(entry, place.slice) if place.slice else None
             shape = entry.shape
@@ -84,6 +87,7 @@ class _Anatomy:
                 host=self._host(entry, place.role, layer, is_called),
                 slice=part,
                 tied=self._ties.get(entry.name, ()),
+                open=tuple(unknown),
             )
 
     def _locate(self, entry: ParameterEntry) -> tuple[str, int | None, str]:
@@ -97,8 +101,8 @@ class _Anatomy:
                 return stack.name, found[0], f"*.{found[1]}"
         return "", None, relative
 
-    def _find(self, stack: str, relative: str) -> list[_Place]:
-        return (_look_up(self._roles, f"{stack}:{relative}") if stack else []) or _look_up(self._roles, relative)
+    def _find(self, stack: str, relative: str) -> Sequence[_Place]:
+        return (_look_up(self._roles, f"{stack}:{relative}") if stack else ()) or _look_up(self._roles, relative)
 
     def _host(self, entry: ParameterEntry, role: str, layer: int | None, is_called: bool) -> str:
         """What holds a tensor: what the model says, but for a matrix that no linear module applies."""
@@ -176,6 +180,6 @@ class _Stack:
         return (index[0] if self._layers is None else self._layers[index]), inside
 
 
-def _look_up(index: Mapping[str, list[_Place]], name: str) -> list[_Place]:
+def _look_up(index: Mapping[str, Sequence[T]], name: str) -> Sequence[T]:
     """Look up a parameter's own name first, then its module's."""
-    return index.get(name) or index.get(name.rpartition(".")[0], [])
+    return index.get(name) or index.get(name.rpartition(".")[0], ())
