@@ -63,7 +63,6 @@ for _verb, _examples, _summary in (
 
 
 _architecture = typer.Typer(
-    name="architecture",
     help="Describe a family of models: which weight is what.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -72,7 +71,7 @@ _architecture = typer.Typer(
 _architecture.command("draft", short_help="Begin a plugin that describes a model.", epilog=architecture.EXAMPLES)(
     as_command(architecture.draft)
 )
-app.add_typer(_architecture)
+app.add_typer(_architecture, name="architecture")
 
 
 def run() -> None:

@@ -12,6 +12,7 @@ from cli_support import ROOT, Run
 import surgery
 
 VERBS = ("check", "inspect", "plan", "train", "compare", "report", "plugins", "schema")
+NESTED = ("architecture draft",)
 HEAVY = ("torch", "transformers", "pydantic", "pydantic_core", "rich", "numpy", "pluggy", "yaml", "datasets")
 LOADED = "print(*sorted(name for name in {names} if name in sys.modules), file=sys.stderr)"
 
@@ -29,18 +30,23 @@ def test_help_of_the_program(script: Run, golden: Callable[[str, str], None]) ->
     golden("help", result.out)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [*VERBS, *NESTED])
 def test_help_of_each_verb(verb: str, invoke: Run, golden: Callable[[str, str], None]) -> None:
-    result = invoke(verb, "--help")
+    result = invoke(*verb.split(), "--help")
     assert (result.code, result.err) == (0, "")
-    assert result == invoke(verb, "-h")
-    golden(f"help-{verb}", result.out)
+    assert result == invoke(*verb.split(), "-h")
+    golden(f"help-{verb.replace(' ', '-')}", result.out)
 
 
 def test_every_verb_has_a_golden_help(invoke: Run) -> None:
     from surgery.cli.main import app
 
     assert tuple(command.callback and command.name for command in app.registered_commands) == VERBS
+    assert {
+        (group.name, command.name)
+        for group in app.registered_groups
+        for command in (group.typer_instance.registered_commands if group.typer_instance else ())
+    } == {tuple(verb.split()) for verb in NESTED}
 
 
 def test_version(script: Run) -> None:
