@@ -20,6 +20,7 @@ from surgery.planning.shapes import LATENT_ROLES, Weight, checked, is_latent, la
 
 __all__ = ["Inference", "Open", "infer"]
 
+_EXPERTS = ("moe.experts.gate", "moe.experts.up", "moe.experts.down")
 _KINDS = (
     ("vision", "vision|visual|image|vit"),
     ("audio", "audio|speech"),
@@ -223,7 +224,9 @@ class _Reading:
         role = named(name, IN_LAYERS)
         if len(entry.shape) == 3 and role == "ssm.conv":
             self._hits[inside][role] = None
-        if len(entry.shape) != 2 or entry.host not in ("linear", "conv1d", "other"):
+        if len(entry.shape) == 3 and not entry.host and "experts" in inside:
+            self._found.leave(f"*.{inside}", _EXPERTS, "a file does not say how experts are stored")
+        if len(entry.shape) != 2 or entry.host not in ("linear", "conv1d", "other", ""):
             return
         for pattern, fused in FUSED:
             if pattern.fullmatch(name):
@@ -253,7 +256,7 @@ def _infer_outside(inventory: Inventory, stacks: _Stacks, found: _Found) -> None
         role = named(entry.path, OUTSIDE)
         if role is None or stacks.holds(entry) or len(entry.shape) != 2:
             continue
-        if (entry.host == "embedding") != role.startswith("embedding."):
+        if entry.host and (entry.host == "embedding") != role.startswith("embedding."):
             continue
         is_vocabulary = role in ("embedding.token", "head.lm")
         if is_vocabulary and isinstance(vocabulary, int) and entry.shape[0] < vocabulary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,6 +43,19 @@ def test_no_role_is_inferred_that_a_plugin_contradicts(item: Family) -> None:
         if not next(iter(roles)).startswith("other.") and roles != declared[name]
     }
     assert not wrong
+
+
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "LlamaForCausalLM", "GPT2LMHeadModel"])
+def test_headers_tell_the_same_roles_as_the_model(name: str, tmp_path: Path) -> None:
+    model, _ = build(name)
+    model.save_pretrained(tmp_path)
+    from_file, from_model = inventory(tmp_path, UNDECLARED), inventory(model, UNDECLARED)
+    told = {site.key: site.role for site in sites_of(from_file, infer(from_file).architecture)}
+    expected = {site.key: site.role for site in sites_of(from_model, infer(from_model).architecture)}
+    # Only the model says that GPT-2 stores its weights the other way round; without that their shapes do not agree.
+    differing = {key for key, role in told.items() if role != expected[key]}
+    assert all(name == "GPT2LMHeadModel" and told[key].startswith("other.") for key in differing)
+    assert any(role == "mlp.up" for role in told.values()) or name == "GPT2LMHeadModel"
 
 
 def inventory_of(layer: Mapping[str, tuple[int, ...]], **settings: Any) -> Inventory:
@@ -104,9 +118,7 @@ def test_a_rule_that_may_mean_an_open_weight_fails_and_says_how_to_go_on() -> No
     from transformers import PersimmonConfig, PersimmonForCausalLM
 
     model = PersimmonForCausalLM(
-        PersimmonConfig(
-            vocab_size=37, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2
-        )
+        PersimmonConfig(vocab_size=37, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
     )
     with pytest.raises(PlanError) as caught:
         plan(Spec(name="x", rules=[Rule(role=r"attention\.query", adapter="lora", rank=2)]), model, UNDECLARED)
