@@ -91,12 +91,12 @@ class Architecture:
         if isinstance(self.types, str):  # its letters would be taken for types
             raise PluginError("types must be a tuple of names", f"architecture {self.types}", f'("{self.types}",)')
         where = f"architecture {'/'.join(self.types)}"
+        if not isinstance(self.base, str | tuple):
+            raise PluginError(f"base must be a name or a tuple of names, not {self.base!r}", where)
         for role, path, _ in self.places():
             if role not in ROLES:
                 raise PluginError(f"unknown role {role!r}", where, nearest(role, ROLES))
-            if isinstance(path, Slice):
-                for count in (*path.view, path.start, path.length):
-                    check_count(count, f"{where}, {role}")
+            _check_place(path, f"{where}, {role}")
 
     @property
     def bases(self) -> tuple[str, ...]:
@@ -110,3 +110,17 @@ class Architecture:
             for role, paths in table.items():
                 for path in paths if isinstance(paths, tuple) else (paths,):
                     yield (role, path.path, path.settings) if isinstance(path, When) else (role, path, {})
+
+
+def _check_place(path: Any, where: str) -> None:
+    """Refuse what is no place: an author's slip would otherwise be a weight without a role."""
+    name = path.path if isinstance(path, Slice) else path
+    if not isinstance(name, str):
+        raise PluginError(f"{path!r} is no path", where, "give a path, a Slice, a When, or a tuple of them")
+    if "*" in name.partition(":")[2].removeprefix("*.") or "*" in name.partition(":")[0].removeprefix("*."):
+        raise PluginError(f"{name!r} has a star elsewhere than at its beginning", where, "`*.` stands for a layer")
+    if isinstance(path, Slice):
+        if not isinstance(path.view, tuple) or not path.view or not -1 < path.dim < len(path.view):
+            raise PluginError(f"view={path.view!r} has no dimension {path.dim}", where, "view=(3, -1), dim=0 is thirds")
+        for count in (*path.view, path.start, path.length):
+            check_count(count, where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -292,7 +293,7 @@ def _join_parts(free: list[tuple[Site, str]], sites: Sequence[Site]) -> list[tup
     done: set[str] = set()
     for site, tied in free:
         group = parts.get(site.name, [])
-        if not site.slice or any(part.key not in free_keys for part in group):
+        if not site.slice or not _tile(group) or any(part.key not in free_keys for part in group):
             joined.append((site, tied))
         elif site.name not in done:
             done.add(site.name)
@@ -302,6 +303,12 @@ def _join_parts(free: list[tuple[Site, str]], sites: Sequence[Site]) -> list[tup
             role = "+".join(part.role for part in group)
             joined.append((replace(site, role=role, shape=shape, slice=None), tied))
     return joined
+
+
+def _tile(group: Sequence[Site]) -> bool:
+    """Whether parts make up the whole of their parameter."""
+    slices = [part.slice for part in group if part.slice]
+    return sum(part.size for part in slices) == math.prod(slices[0].view)
 
 
 def _where(index: int, rule: Rule) -> str:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from surgery.architecture import Architecture, Part, Site, Slice
 from surgery.architecture.counts import Count, UnknownSettingError, count_of, setting
 from surgery.architecture.roles import OTHER
-from surgery.errors import PlanError
+from surgery.errors import PlanError, PluginError
 from surgery.planning.inventory import Inventory, ParameterEntry
 
 __all__ = ["sites_of"]
@@ -46,6 +46,7 @@ class _Anatomy:
         self._roles = self._index(architecture.places(heads=False))
         self._heads = self._index(architecture.places(heads=True))
         self._uncalled = frozenset(architecture.uncalled)
+        self._apart: set[tuple[tuple[str, ...], tuple[Part | None, ...]]] = set()
         names = [entry.name for entry in inventory.entries]
         self._base = next(
             (f"{base}." for base in architecture.bases if base and any(name.startswith(f"{base}.") for name in names)),
@@ -70,8 +71,11 @@ class _Anatomy:
         places = self._find(stack, relative) if relative else ()
         places = places or _look_up(self._heads, entry.name)
         unknown = () if places or entry.parameter.endswith("bias") else _look_up(self._architecture.open, relative)
-        for place in places or [_Place(f"{OTHER}{entry.path or entry.parameter}", None)]:
-            part = self._part(entry, place.slice) if place.slice else None
+        places = places or [_Place(f"{OTHER}{entry.path or entry.parameter}", None)]
+        parts = [self._part(entry, place.slice) if place.slice else None for place in places]
+        if len(places) > 1:
+            self._refuse_overlaps(entry, [place.role for place in places], parts)
+        for place, part in zip(places, parts, strict=True):
             shape = entry.shape
             if part is not None:
                 shape = (*shape[: part.axis], part.size, *shape[part.axis + 1 :])
@@ -124,6 +128,28 @@ class _Anatomy:
             return "other"
         return "conv1d" if self._architecture.conv1d and layer is not None else "linear"
 
+    def _refuse_overlaps(self, entry: ParameterEntry, roles: Sequence[str], parts: Sequence[Part | None]) -> None:
+        """An element with two roles would be adapted twice."""
+        key = (tuple(roles), tuple(parts))
+        if key in self._apart:  # the layers of a stack are alike
+            return
+        if None in parts:
+            raise self._twice(entry, roles[0], roles[1])
+        owner: dict[int, str] = {}
+        for position, (role, part) in enumerate(zip(roles, parts, strict=True)):
+            for index in part.indices() if part else ():
+                if index in owner or role in roles[:position]:
+                    raise self._twice(entry, owner.get(index, role), role)
+                owner[index] = role
+        self._apart.add(key)
+
+    def _twice(self, entry: ParameterEntry, first: str, second: str) -> PluginError:
+        return PluginError(
+            f"one weight, or one part of it, has two roles: {first} and {second}",
+            f"architecture {'/'.join(self._architecture.types)}, {entry.name}",
+            "give the parts slices that do not overlap",
+        )
+
     def _part(self, entry: ParameterEntry, cut: Slice) -> Part:
         axis = cut.axis if len(entry.shape) > 1 else 0
         if len(entry.shape) == 2 and entry.parameter.endswith("bias"):  # (experts, fan_out)
@@ -137,9 +163,11 @@ class _Anatomy:
         along = view[cut.dim] if 0 <= cut.dim < len(view) else 0
         fits = extent > 0 and min(view) > 0 and math.prod(view) == extent
         if not fits or not 0 <= start < start + length <= along:
+            seen = f"axis {axis} has {extent} entries and cannot be seen as {tuple(cut.view)}"
+            beyond = f"dimension {cut.dim} of {tuple(view)} has no entries {start} to {start + length}"
             raise PlanError(
-                f"axis {axis} has {extent} entries and cannot be seen as {tuple(cut.view)}",
-                entry.name,
+                beyond if fits else seen,
+                f"architecture {'/'.join(self._architecture.types)}, {entry.name}",
                 "the architecture plugin describes another layout than this model's",
             )
         return Part(axis, tuple(view), cut.dim, start, length)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgery import Architecture, Part, Site, Slice
+from surgery import Architecture, Part, Site, Slice, When
 from surgery.architecture import ROLES, is_role
 from surgery.errors import PlanError, PluginError
 from surgery.planning.inventory import Inventory, ParameterEntry
@@ -84,16 +84,90 @@ def test_the_bias_of_a_fused_weight_is_cut_on_its_only_axis() -> None:
     ],
 )
 def test_a_layout_that_does_not_fit_is_an_error(cut: Slice) -> None:
+    with pytest.raises(PlanError, match=r"cannot be seen as|has no entries"):
+        site("c.weight", (9, 2), cut)
+
+
+@pytest.mark.parametrize("cut", [Slice("c", view=(9,), axis=2), Slice("c", view=(-1, -1))])
+def test_a_layout_that_makes_no_sense_is_an_error(cut: Slice) -> None:
     with pytest.raises(PlanError, match="cannot be seen as"):
         site("c.weight", (9, 2), cut)
 
 
 @pytest.mark.parametrize(
-    "cut", [Slice("c", view=(3, 3), dim=2), Slice("c", view=(9,), axis=2), Slice("c", view=(-1, -1))]
+    ("place", "what"),
+    [
+        (Slice("c", view=(3, 3), dim=2), "has no dimension 2"),
+        (Slice("c", view=()), "has no dimension 0"),
+        (Slice("c", view=("heads; 1", 3)), "is no count"),
+        (Slice("c", view=("heads()", 3)), "is no count"),
+        (Slice("c", view=(2.5, 3)), "is no count"),  # type: ignore[arg-type]
+        (3, "is no path"),
+        ("*.a.*.b", "has a star elsewhere"),
+        ("a.*.b", "has a star elsewhere"),
+    ],
 )
-def test_a_layout_that_makes_no_sense_is_an_error(cut: Slice) -> None:
-    with pytest.raises(PlanError, match="cannot be seen as"):
-        site("c.weight", (9, 2), cut)
+def test_what_is_no_place_is_refused(place: object, what: str) -> None:
+    with pytest.raises(PluginError, match=what):
+        Architecture(("x",), "", {}, {"attention.query": place})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    "roles",
+    [
+        {"attention.query": Slice("c", view=(3, -1)), "attention.key": Slice("c", view=(3, -1))},
+        {"attention.query": Slice("c", view=(3, -1), length=2), "attention.key": Slice("c", view=(3, -1), start=1)},
+        {"attention.query": Slice("c", view=(3, -1)), "attention.key": "c"},
+        {"attention.query": "c", "attention.key": "c"},
+    ],
+)
+def test_an_element_has_one_role(roles: dict[str, object]) -> None:
+    entry = ParameterEntry("c", "weight", (9, 2), "float32", "linear")
+    with pytest.raises(PluginError, match="has two roles"):
+        sites_of(Inventory("x", "", "model", (entry,)), Architecture(("x",), "", {}, roles))  # type: ignore[arg-type]
+
+
+def test_counts_come_from_the_configuration_and_then_from_the_defaults() -> None:
+    cut = Slice("c", view=("heads + 2 * groups", -1), start="heads", length="groups")
+    found = Architecture(("x",), "", {}, {"attention.key": cut}, defaults={"groups": "heads // 2"})
+    entry = ParameterEntry("c", "weight", (16, 2), "float32", "linear")
+    for config, indices in (({"heads": 4}, tuple(range(8, 12))), ({"heads": 4, "groups": 2}, tuple(range(8, 12)))):
+        site = sites_of(Inventory("x", "", "model", (entry,), {}, config), found)[0]
+        assert site.slice is not None
+        assert site.slice.indices() == indices
+    with pytest.raises(PlanError, match="does not say 'heads'"):
+        sites_of(Inventory("x", "", "model", (entry,), {}, {"heads": True}), found)
+
+
+def test_a_condition_chooses_between_layouts() -> None:
+    roles = {
+        "attention.query": (
+            When(Slice("c", view=(3, -1)), {"interleaved": False}),
+            When(Slice("c", view=(-1, 3), dim=1), {"interleaved": True}),
+        )
+    }
+    entry = ParameterEntry("c", "weight", (6, 2), "float32", "linear")
+    architecture = Architecture(("x",), "", {}, roles, defaults={"interleaved": False})
+    for config, indices in (({}, (0, 1)), ({"interleaved": True}, (0, 3))):
+        site = sites_of(Inventory("x", "", "model", (entry,), {}, config), architecture)[0]
+        assert site.slice is not None
+        assert site.slice.indices() == indices
+
+
+def test_lists_of_layers_in_lists_are_counted_through() -> None:
+    architecture = Architecture(
+        ("x",), "", {"encoder": "groups.*.layers"}, {"mlp.up": "*.up", "mlp.down": "encoder:*.down"}
+    )
+    entries = tuple(
+        ParameterEntry(f"groups.{group}.layers.{layer}.{name}", "weight", (2, 2), "float32", "linear")
+        for group in (0, 1, 10)
+        for layer in (0, 1)
+        for name in ("up", "down")
+    )
+    sites = sites_of(Inventory("x", "", "model", entries), architecture)
+    assert [(site.layer, site.role) for site in sites] == [
+        (layer, role) for layer in range(6) for role in ("mlp.up", "mlp.down")
+    ]
 
 
 def test_shapes_and_names_of_sites() -> None:

@@ -17,7 +17,7 @@ from families import FAMILIES, Family, build
 from torch import nn
 
 from surgery import Rule, Spec, load_registry, operate, plan
-from surgery.errors import PlanError, StateError
+from surgery.errors import PlanError, PluginError, StateError
 from surgery.testing import (
     ToyModel,
     assert_same_state,
@@ -235,7 +235,10 @@ def test_check_architecture_finds_what_is_wrong() -> None:
     gpt2 = _architecture(Family("gpt2", "GPT2LMHeadModel"))
     roles = dict(gpt2.roles)
     without = {role: path for role, path in roles.items() if role != "mlp.up"}
-    cut = {**roles, "attention.value": roles["attention.key"]}
+    cut = {role: path for role, path in roles.items() if role != "attention.value"}
+    twice = replace(gpt2, roles={**roles, "attention.value": roles["attention.key"]})
+    with pytest.raises(PluginError, match="has two roles"):
+        check_architecture(twice, model, **batch)
     for wrong, message in (
         (replace(gpt2, roles=without), "no role for .*c_fc"),
         (replace(gpt2, roles=cut), "do not tile its 48 indices once"),
