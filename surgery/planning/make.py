@@ -7,7 +7,8 @@ from typing import Any
 
 from surgery.architecture import Architecture, Site
 from surgery.errors import PlanError, nearest
-from surgery.planning.headers import inventory_of_checkpoint, read_config
+from surgery.planning.checkpoint import inventory_of_checkpoint
+from surgery.planning.headers import read_config
 from surgery.planning.inventory import Inventory
 from surgery.planning.live import inventory_of_module
 from surgery.planning.plan import Plan
