@@ -25,7 +25,11 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe": ("Qwen3MoeConfig", {**_QWEN, "head_dim": 6}),
     "deepseek_v2": ("DeepseekV2Config", _LATENT),
     "deepseek_v3": ("DeepseekV3Config", {**_LATENT, "n_group": 2, "topk_group": 1}),
-    "gpt_oss": ("GptOssConfig", {**_DECODER, "head_dim": 6, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "gpt_oss": (
+        "GptOssConfig",
+        {**_DECODER, "head_dim": 6, "num_local_experts": 4, "num_experts_per_tok": 2,
+         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    ),
     "mamba": ("MambaConfig", {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "time_step_rank": 3}),
     "mamba2": (
         "Mamba2Config",
