@@ -36,15 +36,18 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class When:
-    """A path, or slice of one, that holds for some configurations only.
+    """A path, or slice of one, that holds for some configurations or in some layers only.
 
     Attributes:
         path: what `Architecture.roles` may hold.
         settings: configuration name -> the value it must have.
+        beside: path, as in `Architecture.roles`, of a module or parameter that the same layer must have: layers of one
+            stack may differ.
     """
 
     path: str | Slice
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    beside: str = ""
 
 
 Paths: TypeAlias = str | Slice | When | tuple[str | Slice | When, ...]
@@ -73,6 +76,13 @@ class Architecture:
             may mean it fails instead of missing it.
         defaults: configuration name -> value, or count in terms of other names, that holds where a `config.json`
             does not say. Live configurations know their defaults themselves.
+        files: name in the model -> its name in checkpoint files, where the two differ. Both are runs of whole name
+            parts; the rest of a name stays as it is, and a `^` before the first part means the beginning of a name.
+            They are applied in order. A tuple of names is put together along the first axis; `*` stands for a
+            number, and tensors that differ in that number only are stacked first, as experts are:
+            `{"experts.gate_up_proj": ("experts.*.gate_proj.weight", "experts.*.up_proj.weight")}`.
+        ignored: names, written as in `files`, of tensors in files that are no parameters of the model: buffers, and
+            what it does not read.
     """
 
     types: tuple[str, ...]
@@ -86,6 +96,8 @@ class Architecture:
     transposed_experts: bool = False
     open: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    ignored: tuple[str | When, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.types, str):  # its letters would be taken for types
@@ -103,13 +115,14 @@ class Architecture:
         """The possible names of the base model."""
         return (self.base,) if isinstance(self.base, str) else self.base
 
-    def places(self, *, heads: bool | None = None) -> Iterator[tuple[str, str | Slice, Mapping[str, Any]]]:
-        """Yield (role, path or slice, conditions) of everything that is described, or of heads, or of all but heads."""
+    def places(self, *, heads: bool | None = None) -> Iterator[tuple[str, str | Slice, When]]:
+        """Yield (role, path or slice, condition) of everything that is described, or of heads, or of all but heads."""
         tables = {None: (self.roles, self.heads), True: (self.heads,), False: (self.roles,)}[heads]
         for table in tables:
             for role, paths in table.items():
                 for path in paths if isinstance(paths, tuple) else (paths,):
-                    yield (role, path.path, path.settings) if isinstance(path, When) else (role, path, {})
+                    when = path if isinstance(path, When) else When(path)
+                    yield role, when.path, when
 
 
 def _check_place(path: Any, where: str) -> None:

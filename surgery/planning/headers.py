@@ -1,4 +1,4 @@
-"""The inventory of a safetensors checkpoint from its headers alone: no weights, no torch.
+"""The headers of a safetensors checkpoint: no weights, no torch.
 
 Files are untrusted: sizes are bounded, names are validated, and every inconsistency is an error before use.
 """
@@ -9,16 +9,15 @@ import json
 import re
 import stat
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from surgery.architecture import Architecture
 from surgery.errors import CheckpointError
-from surgery.planning.inventory import DTYPE_BYTES, Inventory, ParameterEntry
+from surgery.planning.inventory import DTYPE_BYTES
 
-__all__ = ["TensorHeader", "inventory_of_checkpoint", "read_checkpoint_headers", "read_config", "read_header"]
+__all__ = ["TensorHeader", "read_checkpoint_headers", "read_config", "read_header"]
 
 _MAX_HEADER = 32 * 1024 * 1024
 _MAX_INDEX = 64 * 1024 * 1024
@@ -90,35 +89,6 @@ def read_checkpoint_headers(folder: Path) -> dict[str, TensorHeader]:
     raise CheckpointError(
         "no model.safetensors and no index here", str(folder), "name a folder that holds a checkpoint"
     )
-
-
-def inventory_of_checkpoint(folder: Path, architecture: Architecture | None, config: Mapping[str, Any]) -> Inventory:
-    """Take the inventory from headers. `architecture` tells hosts and ties, which headers do not say."""
-    headers = read_checkpoint_headers(folder)
-    entries = [_entry(header) for header in headers.values()]
-    entries.sort(key=lambda entry: _natural(entry.name))
-    names = {entry.name: entry for entry in entries}
-    ties: dict[str, tuple[str, ...]] = {}
-    for alias, target in (architecture.ties if architecture else {}).items():
-        if alias not in names and target in names and _is_left_out(alias, target, names):
-            path, _, parameter = alias.rpartition(".")
-            source = names[target]
-            entries.append(ParameterEntry(path, parameter, source.shape, source.dtype, ""))
-            ties[alias], ties[target] = (target,), (alias,)
-    # Names that were left out come last, as heads do in a model: the first name of a tied tensor is then the same one.
-    text = config.get("text_config")
-    settings = {**(text if isinstance(text, dict) else {}), **config}
-    return Inventory(str(config.get("model_type") or "") or None, "", "headers", tuple(entries), ties, settings)
-
-
-def _is_left_out(alias: str, target: str, names: Collection[str]) -> bool:
-    """Whether the model has `alias` although its file does not: not every task model has the head that is tied.
-
-    Either something else of the same head is in the file, or there is nothing but the base model, as in a decoder
-    whose only head is the tied one.
-    """
-    head, base = alias.partition(".")[0], target.partition(".")[0]
-    return any(name.startswith(f"{head}.") for name in names) or all(name.startswith(f"{base}.") for name in names)
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:
@@ -204,12 +174,3 @@ def _read_shards(folder: Path) -> dict[str, TensorHeader]:
             f"the index names {missing[0]!r} (and {len(missing) - 1} more) that no shard holds", str(index)
         )
     return merged
-
-
-def _entry(header: TensorHeader) -> ParameterEntry:
-    path, _, parameter = header.name.rpartition(".")
-    return ParameterEntry(path, parameter, header.shape, header.dtype, "")
-
-
-def _natural(name: str) -> list[tuple[int, int | str]]:
-    return [(0, int(part)) if part.isdigit() and part.isascii() else (1, part) for part in name.split(".")]

@@ -9,8 +9,9 @@ from typing import Any
 
 from surgery.architecture import Architecture, Site
 from surgery.errors import PlanError, nearest
+from surgery.planning.checkpoint import inventory_of_checkpoint
 from surgery.planning.draft import draft
-from surgery.planning.headers import inventory_of_checkpoint, read_config
+from surgery.planning.headers import read_config
 from surgery.planning.infer import Inference, infer
 from surgery.planning.inventory import Inventory
 from surgery.planning.live import inventory_of_module

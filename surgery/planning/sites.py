@@ -6,9 +6,9 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from surgery.architecture import Architecture, Part, Site, Slice
+from surgery.architecture import Architecture, Part, Site, Slice, When
 from surgery.architecture.counts import Count, UnknownSettingError, count_of, setting
 from surgery.architecture.roles import OTHER
 from surgery.errors import PlanError, PluginError
@@ -23,11 +23,14 @@ _NOTHING = Architecture((), "", {}, {})
 _MATRICES = ("attention.", "cross_attention.", "linear_attention.", "mlp.", "moe.", "ssm.")
 """Beginnings of roles whose 2-D parameters are matrices of linear maps, whatever module holds them."""
 
+_TABLES = ("embedding.token", "embedding.position", "embedding.token_type", "embedding.relative")
+
 
 @dataclass(frozen=True, slots=True)
 class _Place:
     role: str
     slice: Slice | None
+    beside: str = ""
 
 
 def sites_of(inventory: Inventory, architecture: Architecture | None) -> tuple[Site, ...]:
@@ -56,20 +59,32 @@ class _Anatomy:
             _Stack(stack, path, (name.removeprefix(self._base) for name in names))
             for stack, path in architecture.stacks.items()
         ]
+        self._weights = {entry.path: entry.shape for entry in inventory.entries if entry.parameter == "weight"}
+        self._present = self._take_stock(inventory.entries)
 
-    def _index(self, places: Iterable[tuple[str, str | Slice, Mapping[str, Any]]]) -> dict[str, list[_Place]]:
+    def _index(self, places: Iterable[tuple[str, str | Slice, When]]) -> dict[str, list[_Place]]:
         index: dict[str, list[_Place]] = {}
         defaults = self._architecture.defaults
-        for role, path, conditions in places:
-            if all(setting(name, self._settings, defaults) == value for name, value in conditions.items()):
+        for role, path, when in places:
+            if all(setting(name, self._settings, defaults) == value for name, value in when.settings.items()):
                 name, cut = (path.path, path) if isinstance(path, Slice) else (path, None)
-                index.setdefault(name, []).append(_Place(role, cut))
+                index.setdefault(name, []).append(_Place(role, cut, when.beside))
         return index
+
+    def _take_stock(self, entries: Iterable[ParameterEntry]) -> set[tuple[str, int | None, str]]:
+        """Which modules and parameters each layer has, of those that a place must be beside."""
+        wanted = {place.beside for index in (self._roles, self._heads) for found in index.values() for place in found}
+        present: set[tuple[str, int | None, str]] = set()
+        for entry in entries if any(wanted) else ():
+            stack, layer, relative = self._locate(entry)
+            present.update((stack, layer, name) for name in wanted if f"{relative}.".startswith(f"{name}."))
+        return present
 
     def sites(self, entry: ParameterEntry) -> Iterator[Site]:
         stack, layer, relative = self._locate(entry)
         places = self._find(stack, relative) if relative else ()
         places = places or _look_up(self._heads, entry.name)
+        places = [place for place in places if not place.beside or (stack, layer, place.beside) in self._present]
         unknown = () if places or entry.parameter.endswith("bias") else _look_up(self._architecture.open, relative)
         places = places or [_Place(f"{OTHER}{entry.path or entry.parameter}", None)]
         parts = [self._part(entry, place.slice) if place.slice else None for place in places]
@@ -112,19 +127,24 @@ class _Anatomy:
         """What holds a tensor: what the model says, but for a matrix that no linear module applies."""
         host = entry.host or self._guess_host(entry, role, layer)
         is_bias = entry.parameter.endswith("bias")
+        if host == "linear" and not is_called:
+            return "other" if is_bias else "matrix"
         if host == "other" and len(entry.shape) == 2 and role.startswith(_MATRICES) and not is_bias:
             return "matrix"
         if host == "other" and len(entry.shape) == 3 and role.startswith("moe.experts."):
             return "transposed-experts" if self._architecture.transposed_experts else "experts"
-        return "matrix" if host == "linear" and not is_called else host
+        return host
 
     def _guess_host(self, entry: ParameterEntry, role: str, layer: int | None) -> str:
         """What holds a tensor of which only a file header is known."""
-        if role in ("embedding.token", "embedding.position", "embedding.token_type"):
+        weight = self._weights.get(entry.path, ())
+        if entry.parameter not in ("weight", "bias"):  # what torch's own modules call theirs
+            return "other"
+        if role in _TABLES and len(weight) == 2:
             return "embedding"
-        if role.startswith("norm."):
+        if role.startswith("norm.") or (len(weight) == 1 and "norm" in entry.path.rpartition(".")[2].lower()):
             return "norm"
-        if len(entry.shape) == 3 or (role.startswith(OTHER) and len(entry.shape) != 2):
+        if len(weight) != 2:  # a convolution, or a bias that is no linear module's
             return "other"
         return "conv1d" if self._architecture.conv1d and layer is not None else "linear"
 

@@ -19,6 +19,7 @@ class Family:
         config: settings beside those that all classes of the type share.
         note: what tells it from the same class with other settings.
         silent: names of parameters that a forward never reads.
+        other: names of parameters that no role of the vocabulary is honest for.
     """
 
     kind: str
@@ -26,6 +27,7 @@ class Family:
     config: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
     silent: tuple[str, ...] = ()
+    other: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.cls}{'-' if self.note else ''}{self.note}"

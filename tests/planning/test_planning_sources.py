@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,13 +31,20 @@ WHOLE = Spec(name="whole", rules=[Rule(target=".*", adapter="full", tied="share"
 
 
 def spec_for(item: Family) -> Spec:
-    """Base models have no head; BERT's pooler has the role of one. Some Llamas have no bias."""
-    rules = list(SPEC.rules)
-    if item.cls in ("GPT2Model", "LlamaModel", "RobertaModel", "DistilBertModel", "BertModel"):
-        rules = rules[:2]
-    if item.kind == "llama" and item.note != "biases":
-        rules = [rules[0], *rules[2:]]
-    return Spec(name="everything", rules=rules)
+    """The rules of SPEC that win something: base models have no head, some models no bias, some no attention."""
+    model, _ = build(item)
+    found = sites(model, REGISTRY)
+    kept = [
+        rule
+        for rule in SPEC.rules
+        if any(
+            re.fullmatch(rule.role or "", site.role)
+            and REGISTRY.adapter(rule.adapter).claims(site)
+            and not (rule.exclude and site.role.startswith("head."))
+            for site in found
+        )
+    ]
+    return Spec(name="everything", rules=kept)
 
 
 def told(decided: Plan) -> dict[str, tuple[object, ...]]:

@@ -1,0 +1,152 @@
+"""The inventory of a checkpoint from its file headers: what the files call a tensor, and what the model calls it."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from surgery.architecture import Architecture, When
+from surgery.architecture.counts import setting
+from surgery.errors import CheckpointError
+from surgery.planning.headers import TensorHeader, read_checkpoint_headers
+from surgery.planning.inventory import Inventory, ParameterEntry
+
+__all__ = ["inventory_of_checkpoint"]
+
+_NUMBER = r"(0|[1-9][0-9]{0,8})"
+
+
+def inventory_of_checkpoint(folder: Path, architecture: Architecture | None, config: Mapping[str, Any]) -> Inventory:
+    """Take the inventory from headers. `architecture` tells names, hosts and ties, which headers do not say."""
+    text = config.get("text_config")
+    settings = {**(text if isinstance(text, dict) else {}), **config}
+    entries = list(_entries(read_checkpoint_headers(folder).values(), architecture, settings))
+    entries.sort(key=lambda entry: _natural(entry.name))
+    names = {entry.name: entry for entry in entries}
+    ties: dict[str, tuple[str, ...]] = {}
+    for alias, target in (architecture.ties if architecture else {}).items():
+        if alias not in names and target in names and _is_left_out(alias, target, names):
+            path, _, parameter = alias.rpartition(".")
+            source = names[target]
+            entries.append(ParameterEntry(path, parameter, source.shape, source.dtype, ""))
+            ties[alias], ties[target] = (target,), (alias,)
+    # Names that were left out come last, as heads do in a model: the first name of a tied tensor is then the same one.
+    return Inventory(str(config.get("model_type") or "") or None, "", "headers", tuple(entries), ties, settings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where one tensor of a file goes.
+
+    Attributes:
+        name: its name in the model.
+        position, parts: which of how many names in files it had, where a parameter is put together from several.
+        number: which of those that are stacked it is; None for none.
+    """
+
+    name: str
+    position: int = 0
+    parts: int = 1
+    number: int | None = None
+
+
+class _Names:
+    """`Architecture.files` and `Architecture.ignored`, ready to be matched."""
+
+    def __init__(self, architecture: Architecture, settings: Mapping[str, Any]) -> None:
+        self._renamings = [
+            (name, [_pattern(pattern) for pattern in (patterns if isinstance(patterns, tuple) else (patterns,))])
+            for name, patterns in architecture.files.items()
+        ]
+        ignored = [item if isinstance(item, When) else When(item) for item in architecture.ignored]
+        self._ignored = [
+            _pattern(str(item.path))
+            for item in ignored
+            if all(setting(key, settings, architecture.defaults) == value for key, value in item.settings.items())
+        ]
+
+    def is_ignored(self, name: str) -> bool:
+        return any(pattern.search(name) for pattern in self._ignored)
+
+    def locate(self, name: str) -> _Place:
+        place = _Place(name)
+        for new, patterns in self._renamings:
+            for position, pattern in enumerate(patterns):
+                match = pattern.search(place.name)
+                if match:
+                    name = f"{place.name[: match.start()]}{new}{place.name[match.end() :]}"
+                    number = int(match[1]) if match.groups() else place.number
+                    joins = len(patterns) > 1
+                    place = _Place(
+                        name, position if joins else place.position, len(patterns) if joins else place.parts, number
+                    )
+                    break
+        return place
+
+
+_Pieces = list[tuple[_Place, TensorHeader]]
+
+
+def _entries(
+    headers: Iterable[TensorHeader], architecture: Architecture | None, settings: Mapping[str, Any]
+) -> Iterator[ParameterEntry]:
+    names = _Names(architecture or Architecture((), "", {}, {}), settings)
+    found: dict[str, _Pieces] = defaultdict(list)
+    for header in headers:
+        if not names.is_ignored(header.name):
+            place = names.locate(header.name)
+            found[place.name].append((place, header))
+    for name, pieces in found.items():
+        path, _, parameter = name.rpartition(".")
+        yield ParameterEntry(path, parameter, _joined(name, pieces), pieces[0][1].dtype, "")
+
+
+def _joined(name: str, pieces: _Pieces) -> tuple[int, ...]:
+    """Return the shape of the parameter that several tensors are, after checking that they are one."""
+    first, header = pieces[0]
+    if len(pieces) == 1 and first.parts == 1 and first.number is None:
+        return header.shape
+    stacks: list[dict[int | None, TensorHeader]] = [{} for _ in range(max(place.parts for place, _ in pieces))]
+    for place, piece in pieces:
+        if place.number in stacks[place.position]:
+            raise CheckpointError(f"two tensors would be the model's {name}", _where(piece))
+        stacks[place.position][place.number] = piece
+    count = len(stacks[0])
+    numbers = {None} if first.number is None else set(range(count))
+    if any(stack.keys() != numbers for stack in stacks):
+        raise CheckpointError(f"some of the tensors that are the model's {name} are missing", _where(header))
+    shapes = [{piece.shape for piece in stack.values()} for stack in stacks]
+    alike = {(piece.dtype, piece.shape[1:]) for _, piece in pieces}
+    if len(alike) > 1 or any(len(found) > 1 or found == {()} for found in shapes):
+        raise CheckpointError(f"the tensors that are the model's {name} differ in dtype or shape", _where(header))
+    joined = sum(next(iter(found))[0] for found in shapes)
+    return (*(() if first.number is None else (count,)), joined, *header.shape[1:])
+
+
+def _where(header: TensorHeader) -> str:
+    return f"{header.file}: tensor {header.name!r}"
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    """Compile a run of name parts; every regular expression made here is matched in linear time."""
+    parts = [_NUMBER if part == "*" else re.escape(part) for part in text.removeprefix("^").split(".")]
+    start = "^" if text.startswith("^") else r"(?<![^.])"
+    return re.compile(start + r"\.".join(parts) + r"(?![^.])")
+
+
+def _is_left_out(alias: str, target: str, names: Collection[str]) -> bool:
+    """Whether the model has `alias` although its file does not: not every task model has the head that is tied.
+
+    Either something else of the same head is in the file, or there is nothing but the base model, as in a decoder
+    whose only head is the tied one.
+    """
+    head, base = alias.partition(".")[0], target.partition(".")[0]
+    return any(name.startswith(f"{head}.") for name in names) or all(name.startswith(f"{base}.") for name in names)
+
+
+def _natural(name: str) -> list[tuple[int, int | str]]:
+    return [(0, int(part)) if part.isdigit() and part.isascii() else (1, part) for part in name.split(".")]

@@ -1,0 +1,194 @@
+"""What the parts of fused weights do, against a forward written out here from their definitions.
+
+For experts see `tests/operation/test_operation_experts.py`, which compares with a copy that keeps them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from families import build
+from torch import nn
+from torch.nn import functional as F
+
+from surgery import Rule, Site, Spec, load_registry, operate, plan, sites
+
+REGISTRY = load_registry()
+
+
+def parts_of(model: nn.Module, path: str, layer: int = 0) -> dict[str, Site]:
+    """Sites of the weight of `layer`'s module `path`, by role."""
+    found = {s.role: s for s in sites(model, REGISTRY) if s.layer == layer and s.path.endswith(path)}
+    return {role: site for role, site in found.items() if site.slice is not None}
+
+
+def rows(model: nn.Module, site: Site) -> torch.Tensor:
+    """The site's rows of the fused weight, copied."""
+    assert site.slice is not None
+    return model.get_parameter(site.name).detach()[list(site.slice.indices())].clone()
+
+
+def moved_by_lora(model: nn.Module, site: Site, call: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Adapt the site alone; return its merged rows and the live output, having checked that nothing else moved."""
+    before = model.get_parameter(site.name).detach().clone()
+    rule = Rule(role=site.role.replace(".", r"\."), target=site.path.replace(".", r"\."), adapter="lora", rank=2, expect=1,
+                allow_oversized=True)  # fmt: skip
+    with operate(model, plan(Spec(name="x", rules=[rule]), model, REGISTRY), registry=REGISTRY) as op:
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for _, tensor in sorted(op.trainable().items()):
+                tensor.add_(torch.randn(tensor.shape, generator=generator))
+        live = call().detach()
+        op.merge()
+        after = model.get_parameter(site.name).detach().clone()
+    assert site.slice is not None
+    inside = list(site.slice.indices())
+    outside = [row for row in range(len(before)) if row not in inside]
+    assert torch.equal(after[outside], before[outside])
+    assert not torch.equal(after[inside], before[inside])
+    return after[inside], live
+
+
+def record(module: nn.Module) -> list[tuple[tuple[Any, ...], dict[str, Any], torch.Tensor]]:
+    """Remember what `module` is called with and what it returns."""
+    calls: list[Any] = []
+    module.register_forward_hook(lambda _, args, kwargs, out: calls.append((args, kwargs, out)), with_kwargs=True)
+    return calls
+
+
+def assert_near(found: torch.Tensor, expected: torch.Tensor, effect: torch.Tensor) -> None:
+    """Rotations and scans of transformers pass through float32 even in a model of float64."""
+    size = float(effect.abs().max())
+    assert size > 1e-4
+    assert (found - expected).abs().max() < max(1e-3 * size, 1e-5)
+
+
+# Latent attention -----------------------------------------------------------------------------------------------------
+
+
+def latent_attention(
+    attention: Any, x: torch.Tensor, position: torch.Tensor, maps: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """DeepSeek's attention with a matrix of its own for each role; positions turned pair by pair, as both versions do."""
+    config = attention.config
+    heads, nope, rope = config.num_attention_heads, config.qk_nope_head_dim, config.qk_rope_head_dim
+    batch, length, _ = x.shape
+
+    def turn(pairs: torch.Tensor) -> torch.Tensor:
+        # One pair only in this tiny model, so that its order in memory does not matter.
+        angle = position.to(pairs.dtype).view(1, length, 1)
+        first, second = pairs[..., 0], pairs[..., 1]
+        return torch.stack(
+            [first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()], dim=-1
+        )
+
+    query = attention.q_b_proj(attention.q_a_layernorm(attention.q_a_proj(x))).view(batch, length, heads, nope + rope)
+    latent = attention.kv_a_layernorm(x @ maps["attention.kv_down"].T)
+    shared = turn((x @ maps["attention.key_rope"].T).view(batch, length, 1, rope)).expand(-1, -1, heads, -1)
+    key = torch.cat([(latent @ maps["attention.key"].T).view(batch, length, heads, nope), shared], dim=-1)
+    query = torch.cat([query[..., :nope], turn(query[..., nope:])], dim=-1)
+    value = (latent @ maps["attention.value"].T).view(batch, length, heads, config.v_head_dim)
+    scores = torch.einsum("bqhd,bkhd->bhqk", query, key) * (nope + rope) ** -0.5
+    scores = scores.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), float("-inf"))
+    mixed = torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), value)
+    return attention.o_proj(mixed.reshape(batch, length, -1))
+
+
+@pytest.mark.parametrize("role", ["attention.kv_down", "attention.key_rope", "attention.key", "attention.value"])
+@pytest.mark.parametrize("name", ["DeepseekV2Model", "DeepseekV3Model"])
+def test_latent_attention(name: str, role: str) -> None:
+    model, batch = build(name)
+    model = model.double()
+    attention = model.layers[0].self_attn
+    found = {**parts_of(model, "kv_a_proj_with_mqa"), **parts_of(model, "kv_b_proj")}
+    assert set(found) == {"attention.kv_down", "attention.key_rope", "attention.key", "attention.value"}
+    calls = record(attention)
+    maps = {name: rows(model, site) for name, site in found.items()}
+
+    def call() -> torch.Tensor:
+        calls.clear()
+        model(**batch)
+        return calls[0][2][0]
+
+    plain = call()
+    x, position = calls[0][1]["hidden_states"], torch.arange(7)
+    with torch.no_grad():
+        assert_near(latent_attention(attention, x, position, maps), plain, plain)
+        merged, live = moved_by_lora(model, found[role], call)
+        assert_near(latent_attention(attention, x, position, {**maps, role: merged}), live, live - plain)
+
+
+# State spaces ---------------------------------------------------------------------------------------------------------
+
+
+def scan(x: torch.Tensor, step: torch.Tensor, decay: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    """h' = exp(step * decay) h + step * B x; y = C h. x, step: (batch, length, channels); b, c: (..., channels, state)."""
+    state, out = torch.zeros_like(b[:, 0] * x[:, 0, :, None]), []
+    for t in range(x.shape[1]):
+        state = torch.exp(step[:, t, :, None] * decay) * state + (step[:, t] * x[:, t])[..., None] * b[:, t]
+        out.append((state * c[:, t]).sum(-1))
+    return torch.stack(out, dim=1)
+
+
+def convolved(mixer: Any, x: torch.Tensor) -> torch.Tensor:
+    return F.silu(mixer.conv1d(x.transpose(1, 2))[..., : x.shape[1]]).transpose(1, 2)
+
+
+def mamba(mixer: Any, x: torch.Tensor, maps: dict[str, torch.Tensor]) -> torch.Tensor:
+    inner = convolved(mixer, x @ maps["ssm.x"].T)
+    low, b, c = (inner @ maps[role].T for role in ("ssm.dt", "ssm.B", "ssm.C"))
+    if hasattr(mixer, "dt_layernorm"):
+        low, b, c = mixer.dt_layernorm(low), mixer.b_layernorm(b), mixer.c_layernorm(c)
+    step = F.softplus(low @ mixer.dt_proj.weight.T + mixer.dt_proj.bias)
+    y = scan(inner, step, -mixer.A_log.exp(), b[:, :, None], c[:, :, None]) + mixer.D * inner
+    return mixer.out_proj(y * F.silu(x @ maps["ssm.gate"].T))
+
+
+def mamba_2(mixer: Any, x: torch.Tensor, maps: dict[str, torch.Tensor]) -> torch.Tensor:
+    together = convolved(mixer, torch.cat([x @ maps[role].T for role in ("ssm.x", "ssm.B", "ssm.C")], dim=-1))
+    width, state = mixer.intermediate_size, mixer.n_groups * mixer.ssm_state_size
+    inner, b, c = together.split([width, state, state], dim=-1)
+
+    def each(values: torch.Tensor) -> torch.Tensor:  # (batch, length, groups * state) -> one row for each channel
+        grouped = values.unflatten(-1, (mixer.n_groups, mixer.ssm_state_size))
+        return grouped.repeat_interleave(width // mixer.n_groups, dim=2)
+
+    wide = mixer.head_dim
+    step = F.softplus(x @ maps["ssm.dt"].T + mixer.dt_bias).repeat_interleave(wide, dim=-1)
+    decay = -mixer.A_log.exp().repeat_interleave(wide)[:, None]
+    y = scan(inner, step, decay, each(b), each(c)) + mixer.D.repeat_interleave(wide) * inner
+    return mixer.out_proj(mixer.norm(y, x @ maps["ssm.gate"].T))
+
+
+SPACES = {
+    "MambaModel": (mamba, "mixer", ("ssm.x", "ssm.gate", "ssm.dt", "ssm.B", "ssm.C")),
+    "Mamba2Model": (mamba_2, "mixer", ("ssm.gate", "ssm.x", "ssm.B", "ssm.C", "ssm.dt")),
+    "JambaModel": (mamba, "mamba", ("ssm.x", "ssm.gate", "ssm.dt", "ssm.B", "ssm.C")),
+}
+
+
+@pytest.mark.parametrize(("name", "role"), [(name, role) for name, (_, _, roles) in SPACES.items() for role in roles])
+def test_state_spaces(name: str, role: str) -> None:
+    forward, child, roles = SPACES[name]
+    model, batch = build(name)
+    model = model.double()
+    mixer = getattr(model.layers[0], child)
+    found = {**parts_of(model, "in_proj"), **parts_of(model, "x_proj")}
+    assert set(found) == set(roles)
+    calls = record(mixer)
+    maps = {name: rows(model, site) for name, site in found.items()}
+
+    def call() -> torch.Tensor:
+        calls.clear()
+        model(**batch)
+        return calls[0][2]
+
+    plain = call()
+    x = calls[0][0][0] if calls[0][0] else calls[0][1]["hidden_states"]
+    with torch.no_grad():
+        assert_near(forward(mixer, x, maps), plain, plain)
+        merged, live = moved_by_lora(model, found[role], call)
+        assert_near(forward(mixer, x, {**maps, role: merged}), live, live - plain)
