@@ -21,6 +21,8 @@ _NOTHING = Architecture((), "", {}, {})
 _MATRICES = ("attention.", "cross_attention.", "linear_attention.", "mlp.", "moe.", "ssm.")
 """Beginnings of roles whose 2-D parameters are matrices of linear maps, whatever module holds them."""
 
+_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
+
 
 @dataclass(frozen=True, slots=True)
 class _Place:
@@ -98,7 +100,11 @@ class _Anatomy:
         return "", None, relative
 
     def _find(self, stack: str, relative: str) -> list[_Place]:
-        return (_look_up(self._roles, f"{stack}:{relative}") if stack else []) or _look_up(self._roles, relative)
+        for name in dict.fromkeys((relative, _INDEX.sub("*", relative))):  # a list inside a layer, such as one norm a head
+            found = (_look_up(self._roles, f"{stack}:{name}") if stack else []) or _look_up(self._roles, name)
+            if found:
+                return found
+        return []
 
     def _host(self, entry: ParameterEntry, role: str, layer: int | None, is_called: bool) -> str:
         """What holds a tensor: what the model says, but for a matrix that no linear module applies."""

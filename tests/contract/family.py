@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ class Family:
         config: settings beside those that all classes of the type share.
         note: what tells it from the same class with other settings.
         silent: names of parameters that a forward never reads.
+        batch: what the model is called with, made of a batch of words; those words when None.
     """
 
     kind: str
@@ -26,6 +27,7 @@ class Family:
     config: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
     silent: tuple[str, ...] = ()
+    batch: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
     def __str__(self) -> str:
         return f"{self.cls}{'-' if self.note else ''}{self.note}"
