@@ -62,7 +62,8 @@ class Architecture:
             with a star: `encoder.groups.*.layers`; its layers are counted through.
         roles: role -> path relative to the base model (`*` stands for a layer: `*.mlp.up_proj`; `decoder:*.norm` is
             for one stack only), a `Slice`, a `When`, or several of them. A path names a module, whose parameters all
-            get the role, or a parameter.
+            get the role, or a parameter. A further `*` stands for any index of a list inside a layer:
+            `*.attention.norms.*`.
         heads: role -> path relative to the whole model, for what stands outside the base model.
         conv1d: whether linear weights inside layers are stored (fan_in, fan_out). Live models tell this themselves;
             file headers cannot.

@@ -100,11 +100,11 @@ class _Anatomy:
         return "", None, relative
 
     def _find(self, stack: str, relative: str) -> list[_Place]:
-        for name in dict.fromkeys((relative, _INDEX.sub("*", relative))):  # a list inside a layer, such as one norm a head
-            found = (_look_up(self._roles, f"{stack}:{name}") if stack else []) or _look_up(self._roles, name)
-            if found:
-                return found
-        return []
+        """Look up a name; where it is not described, with a star for each index: a list inside a layer."""
+        return self._find_exactly(stack, relative) or self._find_exactly(stack, _INDEX.sub("*", relative))
+
+    def _find_exactly(self, stack: str, relative: str) -> list[_Place]:
+        return (_look_up(self._roles, f"{stack}:{relative}") if stack else []) or _look_up(self._roles, relative)
 
     def _host(self, entry: ParameterEntry, role: str, layer: int | None, is_called: bool) -> str:
         """What holds a tensor: what the model says, but for a matrix that no linear module applies."""

@@ -96,6 +96,17 @@ def test_a_layout_that_makes_no_sense_is_an_error(cut: Slice) -> None:
         site("c.weight", (9, 2), cut)
 
 
+def test_a_star_inside_a_layer_stands_for_any_index() -> None:
+    roles = {"norm.query": "*.a.norms.*", "norm.key": "*.a.norms.1", "mlp.up": "up.*", "mlp.down": "x:*.b.*.c.weight"}
+    names = ("l.0.a.norms.0.weight", "l.0.a.norms.11.bias", "l.0.a.norms.1.weight", "up.3.weight", "l.7.b.2.c.weight",
+             "l.7.a.norms.x.weight", "l.7.a.norms.0.0.weight", "l.7.b.2.c.bias")  # fmt: skip
+    entries = tuple(ParameterEntry(*name.rpartition(".")[::2], (4,), "float32", "norm") for name in names)
+    found = sites_of(Inventory("x", "", "model", entries), Architecture(("x",), "", {"x": "l"}, roles))
+    assert [site.role if not site.role.startswith("other.") else "" for site in found] == [
+        "norm.query", "norm.query", "norm.key", "mlp.up", "mlp.down", "", "", "",
+    ]  # fmt: skip
+
+
 def test_shapes_and_names_of_sites() -> None:
     linear = Site("mlp.up", "decoder", 3, "a.b", "weight", (8, 4), "float32", "linear")
     assert (linear.name, linear.key, linear.fan_out, linear.fan_in, linear.size) == (
