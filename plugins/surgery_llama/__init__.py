@@ -1,16 +1,18 @@
-"""Llama: grouped-query attention, a gated MLP, RMSNorm."""
+"""The Llama shape: grouped-query attention, a gated MLP, RMSNorm, and for some types norms of queries and keys."""
 
 from surgery import Architecture, hookimpl
 
 LLAMA = Architecture(
-    types=("llama",),
-    base=("model", "transformer"),  # LlamaForQuestionAnswering says transformer
+    types=("llama", "mistral", "granite", "qwen2", "qwen3", "smollm3", "gemma", "olmo"),
+    base=("model", "transformer"),  # some classes for question answering say transformer
     stacks={"decoder": "layers"},
     roles={
         "embedding.token": "embed_tokens",
         "norm.attention.pre": "*.input_layernorm",
         "attention.query": "*.self_attn.q_proj",
+        "norm.query": "*.self_attn.q_norm",
         "attention.key": "*.self_attn.k_proj",
+        "norm.key": "*.self_attn.k_norm",
         "attention.value": "*.self_attn.v_proj",
         "attention.output": "*.self_attn.o_proj",
         "norm.mlp.pre": "*.post_attention_layernorm",

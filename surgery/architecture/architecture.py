@@ -65,7 +65,8 @@ class Architecture:
             with a star: `encoder.groups.*.layers`; its layers are counted through.
         roles: role -> path relative to the base model (`*` stands for a layer: `*.mlp.up_proj`; `decoder:*.norm` is
             for one stack only), a `Slice`, a `When`, or several of them. A path names a module, whose parameters all
-            get the role, or a parameter.
+            get the role, or a parameter. A further `*` stands for any index of a list inside a layer:
+            `*.attention.norms.*`.
         heads: role -> path relative to the whole model, for what stands outside the base model.
         conv1d: whether linear weights inside layers are stored (fan_in, fan_out). Live models tell this themselves;
             file headers cannot.
@@ -130,8 +131,8 @@ def _check_place(path: Any, where: str) -> None:
     name = path.path if isinstance(path, Slice) else path
     if not isinstance(name, str):
         raise PluginError(f"{path!r} is no path", where, "give a path, a Slice, a When, or a tuple of them")
-    if "*" in name.partition(":")[2].removeprefix("*.") or "*" in name.partition(":")[0].removeprefix("*."):
-        raise PluginError(f"{name!r} has a star elsewhere than at its beginning", where, "`*.` stands for a layer")
+    if any("*" in part and part != "*" for part in name.partition(":")[2 if ":" in name else 0].split(".")):
+        raise PluginError(f"{name!r} has a star inside a name", where, "`*` stands for a layer, or for an index")
     if isinstance(path, Slice):
         if not isinstance(path.view, tuple) or not path.view or not -1 < path.dim < len(path.view):
             raise PluginError(f"view={path.view!r} has no dimension {path.dim}", where, "view=(3, -1), dim=0 is thirds")

@@ -24,6 +24,7 @@ _MATRICES = ("attention.", "cross_attention.", "linear_attention.", "mlp.", "moe
 """Beginnings of roles whose 2-D parameters are matrices of linear maps, whatever module holds them."""
 
 _TABLES = ("embedding.token", "embedding.position", "embedding.token_type", "embedding.relative")
+_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,10 @@ class _Anatomy:
         return "", None, relative
 
     def _find(self, stack: str, relative: str) -> Sequence[_Place]:
+        """Look up a name; where it is not described, with a star for each index: a list inside a layer."""
+        return self._find_exactly(stack, relative) or self._find_exactly(stack, _INDEX.sub("*", relative))
+
+    def _find_exactly(self, stack: str, relative: str) -> Sequence[_Place]:
         return (_look_up(self._roles, f"{stack}:{relative}") if stack else ()) or _look_up(self._roles, relative)
 
     def _host(self, entry: ParameterEntry, role: str, layer: int | None, is_called: bool) -> str:

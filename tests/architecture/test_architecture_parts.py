@@ -103,8 +103,8 @@ def test_a_layout_that_makes_no_sense_is_an_error(cut: Slice) -> None:
         (Slice("c", view=("heads()", 3)), "is no count"),
         (Slice("c", view=(2.5, 3)), "is no count"),  # type: ignore[arg-type]
         (3, "is no path"),
-        ("*.a.*.b", "has a star elsewhere"),
-        ("a.*.b", "has a star elsewhere"),
+        ("*.up_*.b", "has a star inside a name"),
+        ("decoder:*b", "has a star inside a name"),
     ],
 )
 def test_what_is_no_place_is_refused(place: object, what: str) -> None:
@@ -168,6 +168,17 @@ def test_lists_of_layers_in_lists_are_counted_through() -> None:
     assert [(site.layer, site.role) for site in sites] == [
         (layer, role) for layer in range(6) for role in ("mlp.up", "mlp.down")
     ]
+
+
+def test_a_star_inside_a_layer_stands_for_any_index() -> None:
+    roles = {"norm.query": "*.a.norms.*", "norm.key": "*.a.norms.1", "mlp.up": "up.*", "mlp.down": "x:*.b.*.c.weight"}
+    names = ("l.0.a.norms.0.weight", "l.0.a.norms.11.bias", "l.0.a.norms.1.weight", "up.3.weight", "l.7.b.2.c.weight",
+             "l.7.a.norms.x.weight", "l.7.a.norms.0.0.weight", "l.7.b.2.c.bias")  # fmt: skip
+    entries = tuple(ParameterEntry(*name.rpartition(".")[::2], (4,), "float32", "norm") for name in names)
+    found = sites_of(Inventory("x", "", "model", entries), Architecture(("x",), "", {"x": "l"}, roles))
+    assert [site.role if not site.role.startswith("other.") else "" for site in found] == [
+        "norm.query", "norm.query", "norm.key", "mlp.up", "mlp.down", "", "", "",
+    ]  # fmt: skip
 
 
 def test_shapes_and_names_of_sites() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ class Family:
         note: what tells it from the same class with other settings.
         silent: names of parameters that a forward never reads.
         other: names of parameters that no role of the vocabulary is honest for.
+        batch: what the model is called with, made of a batch of words; those words when None.
     """
 
     kind: str
@@ -28,6 +29,7 @@ class Family:
     note: str = ""
     silent: tuple[str, ...] = ()
     other: tuple[str, ...] = ()
+    batch: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
     def __str__(self) -> str:
         return f"{self.cls}{'-' if self.note else ''}{self.note}"

@@ -65,7 +65,7 @@ def told(decided: Plan) -> dict[str, tuple[object, ...]]:
 @pytest.mark.parametrize("item", FAMILIES, ids=str)
 def test_three_sources_tell_the_same(item: Family, tmp_path: Path) -> None:
     model, _ = build(item)
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path, save_original_format=False)  # some types have other names in older files
     live = {
         site.key: (site.role, site.layer, site.shape, site.slice, set(site.tied)) for site in sites(model, REGISTRY)
     }
