@@ -98,7 +98,7 @@ class Registry:
             return self.adapter_options(rule.adapter)(**dict(rule.options))
         except SpecError as error:
             raise SpecError.of(
-                [replace(problem, where=f"{where} {problem.where}".strip()) for problem in error.problems]
+                [replace(problem, where=".".join(filter(None, (where, problem.where)))) for problem in error.problems]
             ) from None
 
 

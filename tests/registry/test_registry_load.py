@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from surgery import Architecture, Options, hookimpl, load_registry
-from surgery.errors import PluginError
+from surgery import Architecture, Options, Rule, hookimpl, load_registry, load_spec
+from surgery.errors import PluginError, SpecError
 from surgery.registry.load import AUTOLOAD_SWITCH
 
 BUILT_IN = load_registry()
@@ -334,6 +334,51 @@ def test_defaults_are_not_held_to_what_the_user_has_yet_to_say() -> None:
 
     for options in (Either, After):
         load_registry([_module("plugin_defaults", surgery_adapters=lambda chosen=options: [_kind(options=chosen)])])
+
+
+class Checked(Options):
+    rank: int = 2
+    a: int = 1
+
+    @field_validator("rank")
+    @classmethod
+    def _known(cls, value: int) -> int:
+        if value > 9:
+            raise ValueError("no more than nine are known")
+        return value
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Checked:
+        if self.a > self.rank:
+            raise ValueError("a must not be above rank")
+        return self
+
+
+@pytest.mark.parametrize(
+    ("options", "in_python", "in_a_file"),
+    [
+        ("a: 5", "rules[0]: a must not be above rank", "spec.yaml:4:5  rules[0]: a must not be above rank"),
+        ("rank: 10", "rules[0].rank: no more than nine are known", "spec.yaml:4:36  rules[0].rank: no more than nine"),
+        (
+            "rank: x",
+            "rules[0].rank: rank must be a whole number",
+            "spec.yaml:4:36  rules[0].rank: rank must be a whole",
+        ),
+    ],
+)
+def test_an_authors_own_words_stand_once_behind_their_place(
+    options: str, in_python: str, in_a_file: str, tmp_path: Path
+) -> None:
+    registry = load_registry([_module("plugin_own", surgery_adapters=lambda: [_kind(options=Checked)])])
+    key, _, value = options.partition(": ")
+    with pytest.raises(SpecError) as caught:
+        registry.bind(Rule(role="x", adapter="kind", **{key: int(value) if value.isdigit() else value}), "rules[0]")
+    assert str(caught.value).startswith(in_python)
+    path = tmp_path / "spec.yaml"
+    path.write_text(f"version: 1\nname: x\nrules:\n  - {{role: x, adapter: kind, {options}}}\n", "utf-8")
+    with pytest.raises(SpecError) as caught:
+        load_spec(path, registry)
+    assert in_a_file in str(caught.value)
 
 
 def test_each_hook_is_called_once() -> None:
