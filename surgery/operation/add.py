@@ -89,6 +89,8 @@ def _attach(body: Body, plan: Plan, name: str, built: list[Built], modules: Mapp
     for item in built:
         for owner in (owner for site in item.edit.sites for owner in owners.of(site, item.edit.tied)):
             overridden[owner.path] |= {owner.parameter} if item.folds else set()
+    for item in _may_be_overtaken(body, built):
+        overridden[item.edit.site.path] |= {site.parameter for site in item.edit.sites}
     for path, parameters in overridden.items():
         body.hosts[path] = attach_state(modules[path], frozenset(parameters), path in activated, body.ledger)
 
@@ -104,6 +106,17 @@ def _attach(body: Body, plan: Plan, name: str, built: list[Built], modules: Mapp
         body.put(name, plan, built)
 
     body.ledger.act(fill, forget)
+
+
+def _may_be_overtaken(body: Body, built: list[Built]) -> list[Built]:
+    """Return output edits that may have to be folded some day: several names meet there, and not all merely add."""
+    acting = [item for item in built if not item.folds]
+    crowded = {item.edit.site.path for item in acting if body.acting.get(item.edit.site.path)}
+    if not crowded:
+        return []
+    everything = [*acting, *(item for other in body.built.values() for item in other if not item.folds)]
+    mixed = {item.edit.site.path for item in everything if not type(item.adapter).adds} & crowded
+    return [item for item in everything if item.edit.site.path in mixed]
 
 
 class _Owners:

@@ -95,9 +95,21 @@ class Slot:
             raise DriftError(f"{owner.name} is gone", hint="someone deleted it while the model was operated")
         return parameter
 
-    def chain(self, names: Collection[str], folding: Collection[str] = ()) -> tuple[Link, ...]:
-        """Return the links of the adapters `names`, and of those of `folding` that fold, in canonical order."""
-        chosen = [m for m in self.members if m.adapter_name in names or (m.folds and m.adapter_name in folding)]
+    def chain(
+        self, names: Collection[str], folding: Collection[str] = (), overtaken: Collection[str] = ()
+    ) -> tuple[Link, ...]:
+        """Return links in canonical order: of the adapters `names`, and what folds of those that are not merged.
+
+        Args:
+            names: adapters with everything that they do.
+            folding: adapters whose folded parameters are wanted, and not their output edits.
+            overtaken: adapters whose output edits are wanted, as folds.
+        """
+        chosen = [
+            member
+            for member in self.members
+            if member.adapter_name in names or member.adapter_name in (folding if member.folds else overtaken)
+        ]
         return tuple((member.adapter, member.site) for member in sorted(chosen, key=lambda member: member.order))
 
     def check(self) -> None:

@@ -14,9 +14,11 @@ from torch import nn
 
 from surgery.adapter import AdapterType
 from surgery.operation import Operation, load_adapter, operate
+from surgery.operation.fold import canonical_view
 from surgery.planning import Plan, plan, sites
 from surgery.registry import Registry
 from surgery.spec import Rule, Spec
+from surgery.testing.partners import PARTNERS
 from surgery.testing.state import assert_same_state, model_state
 from surgery.testing.toy import ToyModel, toy_registry
 
@@ -43,14 +45,15 @@ def check_adapter(
     """
     chosen = dict(kind.defaults() if options is None else options)
     _check_import(kind)
-    registry = toy_registry(kind)
+    registry = toy_registry(kind, *PARTNERS)
     for dtype in dtypes:
         model = ToyModel(dtype=dtype).eval()
         decided = plan(_spec(kind, chosen), model, registry)
-        for check in (_check_attach, _check_seed, _check_merge, _check_composition, _check_files):
+        for check in (_check_fold, _check_attach, _check_seed, _check_merge, _check_composition, _check_files):
             before = model_state(model)
             check(model, decided, registry, dtype)
             assert_same_state(before, model_state(model), f"after {check.__name__.removeprefix('_check_')} in {dtype}")
+    _check_beside(kind, chosen, registry)
     _check_alone(kind, chosen, registry)
 
 
@@ -173,6 +176,49 @@ def _check_composition(model: nn.Module, decided: Plan, registry: Registry, dtyp
     assert live("ab") == live("ba"), "merging {a, b} and {b, a} gives other bits"
     assert live("ab", "a") == live("b"), "unmerging a from {a, b} is not merging b alone"
     assert live("ba", "b") == live("a"), "unmerging b from {a, b} is not merging a alone"
+
+
+def _check_fold(model: nn.Module, decided: Plan, registry: Registry, dtype: torch.dtype) -> None:
+    """What `fold` says of itself, asked directly: it writes to no argument, and with `adds` it merely adds."""
+    with operate(model, decided, registry=registry) as op, torch.no_grad():
+        _perturb(op, 5)
+        for built in op.body.built["default"]:
+            name = f"{type(built.adapter).__name__}.fold on {built.edit.site.key}"
+            for site in built.edit.sites:
+                stored = model.get_submodule(site.path)._parameters[site.parameter]
+                assert stored is not None
+                base = canonical_view(stored.detach(), site).double()
+                given, changes = base + 1, []
+                for weight in (base.clone(), given.clone()):
+                    before, pristine = weight.clone(), base.clone()
+                    folded = built.adapter.fold(site.parameter, weight, pristine)
+                    is_kept = torch.equal(weight, before) and torch.equal(pristine, base)
+                    assert is_kept, f"{name} wrote to its arguments: return a new tensor"
+                    changes.append(folded - before)
+                alike = torch.allclose(changes[0], changes[1], rtol=1e-6, atol=1e-9)
+                assert alike or not type(built.adapter).adds, f"{name} depends on the value so far: `adds` is not true"
+
+
+def _check_beside(kind: AdapterType[Any], options: Mapping[str, Any], registry: Registry) -> None:
+    """Each of two adapters merged while the other is live: the outputs stay, also where they do not commute."""
+    batch, dtype = ToyModel.batch(), torch.float32
+    model = ToyModel(dtype=dtype).eval()
+    own = plan(_spec(kind, options), model, registry)
+    for partner in PARTNERS:
+        other = plan(_spec(partner, {}), model, registry)
+        for first, second in ((own, other), (other, own)):
+            with operate(model, first, name="a", registry=registry) as op, torch.no_grad():
+                op.add(second, "b")
+                _perturb(op, 6)
+                live = model(batch)
+                for merged in (("a",), ("b",), ("a", "b")):
+                    op.merge(*merged)
+                    error = float((model(batch) - live).abs().max() / live.abs().max().clamp_min(1e-6))
+                    op.unmerge(*merged)
+                    names = " then ".join(decided.spec.rules[0].adapter for decided in (first, second))
+                    assert error <= _BOUND[dtype], (
+                        f"{names}: merging {' and '.join(merged)} moves outputs by {error:.3g}"
+                    )
 
 
 def _check_files(model: nn.Module, decided: Plan, registry: Registry, dtype: torch.dtype) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from surgery import Adapter, AdapterType, Options, ReplacementAdapter, Rule, Site, Spec, operate, plan
 from surgery.errors import PluginError
-from surgery.testing import ToyModel, assert_same_state, model_state, toy_registry
+from surgery.testing import ToyModel, assert_same_state, check_adapter, model_state, toy_registry
 
 
 class _Careless(Adapter):
@@ -24,11 +24,19 @@ class _Careless(Adapter):
         if self.fault == "writes":
             with torch.no_grad():
                 return weight.mul_(1.5)
+        if self.fault == "writes past autograd":
+            weight.data.mul_(1.5)
+        if self.fault == "scales":
+            return weight * (1 + self.value.to(weight.dtype))
         if self.fault == "nothing":
             return None
         if self.fault == "shape":
             return weight[:1]
         return weight + self.value.to(weight.dtype)
+
+
+class _Commuting(_Careless):
+    adds = True
 
 
 class _CarelessType(AdapterType[Options]):
@@ -50,7 +58,8 @@ class _CarelessType(AdapterType[Options]):
         if self.fault == "build":
             pristine[site.parameter].mul_(0)
             return ReplacementAdapter(site, pristine[site.parameter])
-        adapter = _Careless(site, torch.zeros(site.fan_out, site.fan_in))
+        made = _Commuting if self.fault == "scales" else _Careless
+        adapter = made(site, torch.zeros(site.fan_out, site.fan_in))
         adapter.fault = self.fault
         return adapter
 
@@ -90,3 +99,17 @@ def test_what_fold_returns_is_checked(fault: str, got: str) -> None:
     model = ToyModel()
     with _operate(model, fault), pytest.raises(PluginError, match=rf"of shape \[12, 6\], not {got}"):
         model(ToyModel.batch())
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("writes", "_Careless.fold on body.embedding.weight wrote to its arguments"),
+        ("writes past autograd", "_Careless.fold on body.embedding.weight wrote to its arguments"),
+        ("scales", "_Commuting.fold on .* depends on the value so far: `adds` is not true"),
+    ],
+)
+def test_check_adapter_asks_fold_itself(fault: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_CarelessType, "__module__", "__main__")  # a test module imports torch, and may
+    with pytest.raises(AssertionError, match=said):
+        check_adapter(_CarelessType(fault), dtypes=(torch.float32,))
