@@ -32,11 +32,12 @@ def add_plan(body: Body, plan: Plan, name: str, registry: Registry, *, is_first:
     if name in body.plans:
         raise StateError(f"an adapter is already called {name!r}", hint="choose another name, or op.remove() it")
     modules = base_modules(body.model)
-    refuse_unfit(plan, modules, is_first=is_first)
     if not is_first:
         body.check_hosts()
+        _refuse_merged(body, plan, modules)  # first: what is merged may also be cut off its ties
+    refuse_unfit(plan, modules, is_first=is_first)
+    if not is_first:
         _refuse_mixed_ties(body, plan, modules)
-        _refuse_merged(body, plan, modules)
     built = build_adapters(plan, modules, registry)
     with body.ledger.all_or_nothing():
         if is_first:
@@ -191,7 +192,7 @@ def _refuse_merged(body: Body, plan: Plan, modules: Mapping[str, nn.Module]) -> 
         return
     sites = [site for edit in plan.edits for site in edit.sites]
     names = {site.name for site in sites}
-    held = {id(modules[site.path]._parameters[site.parameter]) for site in sites}
+    held = {id(modules[site.path]._parameters.get(site.parameter)) for site in sites if site.path in modules}
     taken = sorted(s.name for s in merged if s.name in names or id(s.parameter) in held or id(s.live) in held)
     if taken:
         more = f" (and {len(taken) - 1} more)" if len(taken) > 1 else ""
