@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import pytest
 import torch
@@ -26,6 +26,10 @@ class _Careless(Adapter):
                 return weight.mul_(1.5)
         if self.fault == "writes past autograd":
             weight.data.mul_(1.5)
+        if self.fault == "raises":
+            raise ValueError("no")
+        if self.fault == "memory":
+            raise torch.OutOfMemoryError("full")
         if self.fault == "scales":
             return weight * (1 + self.value.to(weight.dtype))
         if self.fault == "nothing":
@@ -37,6 +41,20 @@ class _Careless(Adapter):
 
 class _Commuting(_Careless):
     adds = True
+
+
+class _Active(_Careless):
+    activates = True
+
+    @classmethod
+    def activate(cls, group: Sequence[Self], inputs: torch.Tensor, output: torch.Tensor) -> Any:
+        if group[0].fault == "activate raises":
+            raise ValueError("no")
+        return None if group[0].fault == "activate nothing" else output[..., :1]
+
+
+class _Inactive(_Careless):
+    activates = True
 
 
 class _CarelessType(AdapterType[Options]):
@@ -58,7 +76,8 @@ class _CarelessType(AdapterType[Options]):
         if self.fault == "build":
             pristine[site.parameter].mul_(0)
             return ReplacementAdapter(site, pristine[site.parameter])
-        made = _Commuting if self.fault == "scales" else _Careless
+        made = {"scales": _Commuting, "inactive": _Inactive}.get(self.fault, _Careless)
+        made = _Active if self.fault.startswith("activate") else made
         adapter = made(site, torch.zeros(site.fan_out, site.fan_in))
         adapter.fault = self.fault
         return adapter
@@ -82,7 +101,8 @@ def test_a_fold_that_writes_is_named_at_the_first_forward() -> None:
     op = _operate(model := ToyModel(), "writes")
     with pytest.raises(PluginError, match="fold wrote to the base") as caught, torch.no_grad():
         model(ToyModel.batch())
-    assert "_Careless on body.layers.0.up.weight" in str(caught.value)
+    whose = "adapter 'careless' (surgery.testing), class _Careless on body.layers.0.up.weight"
+    assert caught.value.where == whose
     assert op.names == ("default",)
 
 
@@ -113,3 +133,39 @@ def test_check_adapter_asks_fold_itself(fault: str, said: str, monkeypatch: pyte
     monkeypatch.setattr(_CarelessType, "__module__", "__main__")  # a test module imports torch, and may
     with pytest.raises(AssertionError, match=said):
         check_adapter(_CarelessType(fault), dtypes=(torch.float32,))
+
+
+@pytest.mark.parametrize("fault", ["raises", "activate raises"])
+def test_what_raises_in_a_forward_is_named(fault: str) -> None:
+    model = ToyModel()
+    method = "activate" if fault.startswith("activate") else r"fold\('weight'\)"
+    with _operate(model, fault), pytest.raises(PluginError, match=f"{method} failed: ValueError: no") as caught:
+        model(ToyModel.batch())
+    assert caught.value.where.startswith("adapter 'careless' (surgery.testing), class _")
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_a_fold_that_raises_in_a_merge_is_named_and_nothing_is_merged() -> None:
+    model = ToyModel()
+    before = model_state(model)
+    with _operate(model, "raises") as op, pytest.raises(PluginError, match=r"fold\('weight'\) failed: ValueError: no"):
+        op.merge()
+    assert_same_state(before, model_state(model))
+
+
+def test_memory_that_is_used_up_is_nobodys_fault() -> None:
+    model = ToyModel()
+    with _operate(model, "memory"), pytest.raises(torch.OutOfMemoryError, match="full"):
+        model(ToyModel.batch())
+
+
+@pytest.mark.parametrize(("fault", "got"), [("activate nothing", "NoneType"), ("activate shape", r"\[2, 5, 1\]")])
+def test_what_activate_returns_is_checked(fault: str, got: str) -> None:
+    model = ToyModel()
+    with _operate(model, fault), pytest.raises(PluginError, match=rf"of shape \[2, 5, 12\], not {got}"):
+        model(ToyModel.batch())
+
+
+def test_activates_without_activate_is_refused_at_once() -> None:
+    with pytest.raises(PluginError, match="_Inactive sets `activates` and does not implement `activate`"):
+        _operate(ToyModel(), "inactive")
