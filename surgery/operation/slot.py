@@ -12,6 +12,7 @@ from surgery.adapter import Adapter
 from surgery.architecture import Site
 from surgery.errors import DriftError
 from surgery.operation.bits import Expected, checksum
+from surgery.operation.blame import named
 from surgery.operation.fold import Link
 from surgery.operation.host import HostState
 from surgery.operation.originals import Original
@@ -121,7 +122,12 @@ class Slot:
             if owner.module._parameters.get(owner.parameter) is not live:
                 raise DriftError(f"{owner.name} is no longer tied to {self.name}", hint=_RESTORE)
         if self.expected is not None and checksum(live) != self.expected.result():
-            raise DriftError(f"the bits (or dtype, or shape) of {self.name} have changed", hint=_RESTORE)
+            raise DriftError(f"the bits (or dtype, or shape) of {self.name} have changed", hint=self._restore())
+
+    def _restore(self) -> str:
+        """What to do where bits have changed. A fold that writes to the base past autograd is seen here only."""
+        suspects = named(member.adapter for member in self.members if member.folds)
+        return f"{_RESTORE}; an adapter's fold may have written to it: {suspects}" if suspects else _RESTORE
 
     def pristine(self) -> torch.Tensor:
         """Return the base's tensor on the live tensor's device; read only."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from surgery import Adapter, AdapterType, Options, ReplacementAdapter, Rule, Site, Spec, operate, plan
-from surgery.errors import PluginError
+from surgery.errors import DriftError, PluginError
 from surgery.testing import ToyModel, assert_same_state, check_adapter, model_state, toy_registry
 
 
@@ -169,3 +169,12 @@ def test_what_activate_returns_is_checked(fault: str, got: str) -> None:
 def test_activates_without_activate_is_refused_at_once() -> None:
     with pytest.raises(PluginError, match="_Inactive sets `activates` and does not implement `activate`"):
         _operate(ToyModel(), "inactive")
+
+
+def test_drift_says_that_a_fold_may_have_written() -> None:
+    op = _operate(model := ToyModel(), "writes past autograd")
+    model(ToyModel.batch())
+    with pytest.raises(DriftError, match=r"the bits .* of body.layers.0.up.weight have changed") as caught:
+        op.undo()
+    suspect = "an adapter's fold may have written to it: adapter 'careless' (surgery.testing), class _Careless"
+    assert caught.value.hint.endswith(suspect)
