@@ -20,6 +20,7 @@ class LoraAdapter(Adapter):
     """A (rank, fan_in) and B (fan_out, rank), float32 unless the base is float64; optionally a bias (fan_out)."""
 
     activates = True
+    adds = True
 
     def __init__(self, site: Site, options: LoraOptions, generator: torch.Generator) -> None:
         super().__init__(site)
@@ -49,14 +50,8 @@ class LoraAdapter(Adapter):
             return add_update(output, F.linear(x, first.A), first.B, first.scale, first.bias)
         low = F.linear(x, torch.cat([adapter.A for adapter in group]))
         spread = spread_parts([(adapter.site, adapter.B) for adapter in group], output.shape[-1])
-        bias = (
-            None
-            if first.bias is None
-            else spread_parts(
-                [(adapter.site, adapter.bias.unsqueeze(1)) for adapter in group if adapter.bias is not None],
-                output.shape[-1],
-            ).sum(1)
-        )
+        biases = [(adapter.site, adapter.bias.unsqueeze(1)) for adapter in group if adapter.bias is not None]
+        bias = spread_parts(biases, output.shape[-1]).sum(1) if biases else None
         return add_update(output, low, spread, first.scale, bias)
 
 

@@ -18,6 +18,8 @@ from surgery.spec import Rule, Spec
 from surgery.testing.check_effect import check_beside, check_draws, check_fresh, check_state, check_tensors
 from surgery.testing.check_fold import check_fold, check_replaces
 from surgery.testing.check_kind import check_kind
+from surgery.testing.check_order import check_adds, check_order
+from surgery.testing.partners import PARTNERS
 from surgery.testing.state import assert_same_state, model_state
 from surgery.testing.toy import ToyModel, perturb, toy_registry
 
@@ -43,7 +45,7 @@ def check_adapter(
         AssertionError: a promise is broken; the message says which.
     """
     chosen = check_kind(kind, options)
-    registry = toy_registry(kind)
+    registry = toy_registry(kind, *PARTNERS)
     for dtype in dtypes:
         model = ToyModel(dtype=dtype).eval()
         decided = plan(_spec(kind, chosen), model, registry)
@@ -51,6 +53,9 @@ def check_adapter(
             before = model_state(model)
             check(model, decided, registry, dtype)
             assert_same_state(before, model_state(model), f"after {check.__name__.removeprefix('_check_')} in {dtype}")
+    model = ToyModel().eval()
+    partners = [plan(_spec(partner, {}), model, registry) for partner in PARTNERS]
+    check_order(plan(_spec(kind, chosen), model, registry), partners, registry, _BOUND[torch.float32])
     _check_alone(kind, chosen, registry)
 
 
@@ -220,6 +225,6 @@ def _assert_equal(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Te
 
 # In this order: what is asked of one function comes before what shows in a whole model, so that the message is near.
 _CHECKS = (
-    check_fold, check_tensors, check_replaces, check_state, _check_attach, _check_seed, check_draws, _check_merge,
-    _check_composition, check_beside, _check_files, check_fresh,
+    check_fold, check_adds, check_tensors, check_replaces, check_state, _check_attach, _check_seed, check_draws,
+    _check_merge, _check_composition, check_beside, _check_files, check_fresh,
 )  # fmt: skip
