@@ -23,6 +23,7 @@ class LoraAdapter(Adapter):
     """
 
     activates = True
+    adds = True
 
     def __init__(self, site: Site, options: LoraOptions, generator: torch.Generator) -> None:
         super().__init__(site)
@@ -31,8 +32,7 @@ class LoraAdapter(Adapter):
         self.A = nn.Parameter(_initial(options, (*stack, options.rank, site.fan_in), generator).to(kept))
         self.B = nn.Parameter(torch.zeros(*stack, site.fan_out, options.rank, dtype=kept))
         self.bias = nn.Parameter(torch.zeros(site.fan_out, dtype=kept)) if options.bias else None
-        self.scale = options.scale
-        self.dropout = options.dropout
+        self.scale, self.dropout = options.scale, options.dropout
 
     def fold(self, parameter: str, weight: torch.Tensor, pristine: torch.Tensor) -> torch.Tensor:
         if parameter == "bias":

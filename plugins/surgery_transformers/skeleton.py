@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,11 +50,27 @@ def _config(config_or_folder: Any) -> PretrainedConfig:
         name = str(path) if path.exists() else config_or_folder
         return cast("PretrainedConfig", AutoConfig.from_pretrained(name, trust_remote_code=False))
     except (OSError, ValueError, KeyError) as error:
+        if kind := _unknown_type(path):
+            raise CheckpointError(
+                f"transformers knows no model of type {kind!r}",
+                _where(config_or_folder),
+                "put model.safetensors beside config.json, or build the model in skeleton() of a plugin's ModelSource",
+            ) from error
         raise CheckpointError(
             f"no configuration can be read: {str(error).strip().splitlines()[0][:200]}",
             _where(config_or_folder),
             "give a folder with config.json, or a model's name on the hub while online",
         ) from error
+
+
+def _unknown_type(path: Path) -> str:
+    """The `model_type` of a folder's configuration, where that is what transformers stumbles over."""
+    try:
+        config = json.loads((path / "config.json").read_text("utf-8"))
+        kind = config.get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return kind if isinstance(kind, str) and kind not in transformers.CONFIG_MAPPING else ""
 
 
 def _builder(config: PretrainedConfig, auto_class: str | None) -> Any:

@@ -24,11 +24,15 @@ class Adapter(nn.Module, ABC):
     Attributes:
         activates: whether `activate` is implemented. It is used for hosts whose forward is known (`nn.Linear`,
             `Conv1D`, `nn.Embedding`); any other host gets the folded parameter.
+        adds: whether `fold` adds the same to a parameter whatever its value so far is. Such adapters commute: one
+            may act on the output after another was merged. An activating adapter that does not say so is folded
+            instead where a merged one comes after it.
         replaces: whether the folded parameter does not depend on the pristine one, so that loading need not insist
             on the same pristine bits.
     """
 
     activates: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
     replaces: ClassVar[bool] = False
 
     def __init__(self, site: Site) -> None:

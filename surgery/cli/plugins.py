@@ -14,7 +14,7 @@ __all__ = ["EXAMPLES", "plugins"]
 
 EXAMPLES = "Example:  surgery plugins --json"
 
-_COLUMNS = ("name", "kind", "plugin", "distribution", "version")
+_COLUMNS = ("name", "kind", "plugin", "distribution", "version", "summary")
 
 
 def plugins(call: Call) -> None:

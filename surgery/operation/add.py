@@ -32,11 +32,12 @@ def add_plan(body: Body, plan: Plan, name: str, registry: Registry, *, is_first:
     if name in body.plans:
         raise StateError(f"an adapter is already called {name!r}", hint="choose another name, or op.remove() it")
     modules = base_modules(body.model)
-    refuse_unfit(plan, modules, is_first=is_first)
     if not is_first:
         body.check_hosts()
+        _refuse_merged(body, plan, modules)  # first: what is merged may also be cut off its ties
+    refuse_unfit(plan, modules, is_first=is_first)
+    if not is_first:
         _refuse_mixed_ties(body, plan, modules)
-        _refuse_merged(body, plan, modules)
     built = build_adapters(plan, modules, registry)
     with body.ledger.all_or_nothing():
         if is_first:
@@ -89,6 +90,8 @@ def _attach(body: Body, plan: Plan, name: str, built: list[Built], modules: Mapp
     for item in built:
         for owner in (owner for site in item.edit.sites for owner in owners.of(site, item.edit.tied)):
             overridden[owner.path] |= {owner.parameter} if item.folds else set()
+    for item in _may_be_overtaken(body, built):
+        overridden[item.edit.site.path] |= {site.parameter for site in item.edit.sites}
     for path, parameters in overridden.items():
         body.hosts[path] = attach_state(modules[path], frozenset(parameters), path in activated, body.ledger)
 
@@ -104,6 +107,17 @@ def _attach(body: Body, plan: Plan, name: str, built: list[Built], modules: Mapp
         body.put(name, plan, built)
 
     body.ledger.act(fill, forget)
+
+
+def _may_be_overtaken(body: Body, built: list[Built]) -> list[Built]:
+    """Return output edits that may have to be folded some day: several names meet there, and not all merely add."""
+    acting = [item for item in built if not item.folds]
+    crowded = {item.edit.site.path for item in acting if body.acting.get(item.edit.site.path)}
+    if not crowded:
+        return []
+    everything = [*acting, *(item for other in body.built.values() for item in other if not item.folds)]
+    mixed = {item.edit.site.path for item in everything if not type(item.adapter).adds} & crowded
+    return [item for item in everything if item.edit.site.path in mixed]
 
 
 class _Owners:
@@ -178,7 +192,7 @@ def _refuse_merged(body: Body, plan: Plan, modules: Mapping[str, nn.Module]) -> 
         return
     sites = [site for edit in plan.edits for site in edit.sites]
     names = {site.name for site in sites}
-    held = {id(modules[site.path]._parameters[site.parameter]) for site in sites}
+    held = {id(modules[site.path]._parameters.get(site.parameter)) for site in sites if site.path in modules}
     taken = sorted(s.name for s in merged if s.name in names or id(s.parameter) in held or id(s.live) in held)
     if taken:
         more = f" (and {len(taken) - 1} more)" if len(taken) > 1 else ""

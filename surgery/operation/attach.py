@@ -12,6 +12,7 @@ from torch import nn
 from surgery.adapter import Adapter
 from surgery.architecture import Site
 from surgery.errors import PluginError
+from surgery.operation.blame import ORIGIN
 from surgery.operation.fold import canonical_view
 from surgery.operation.host import HostState, host_class_of, operated_class
 from surgery.operation.ledger import Ledger
@@ -83,17 +84,19 @@ class _Copies(Mapping[str, torch.Tensor]):
 def _build(edit: Edit, host: nn.Module, generator: torch.Generator, registry: Registry) -> Built:
     kind = registry.adapter(edit.adapter)
     pristine = _Copies(host, edit.sites)
-    where = f"adapter {edit.adapter!r} on {edit.site.key}"
     try:
         adapter = kind.build(edit.site, edit.options, pristine, generator)
     except Exception as error:
-        raise PluginError(f"build failed: {type(error).__name__}: {error}", where, "the model is unchanged") from error
+        raise _failure(edit, f"build failed: {type(error).__name__}: {error}", registry) from error
     if not isinstance(adapter, Adapter):
-        raise PluginError(f"build must return an Adapter, not {type(adapter).__name__}", where)
+        raise _failure(edit, f"build must return an Adapter, not {type(adapter).__name__}", registry)
+    if type(adapter).activates:
+        _check_activate(type(adapter), edit, registry)
+    vars(adapter)[ORIGIN] = registry.origin("adapter", edit.adapter)
     trainable = list(adapter.parameters())
     count = sum(parameter.numel() for parameter in trainable)
     if count != edit.parameters:
-        raise PluginError(f"the plan promised {edit.parameters:,} parameters, build made {count:,}", where)
+        raise _failure(edit, f"the plan promised {edit.parameters:,} parameters, build made {count:,}", registry)
     base = host._parameters[edit.site.parameter]
     assert base is not None
     if base.device.type != "cpu":
@@ -102,6 +105,18 @@ def _build(edit: Edit, host: nn.Module, generator: torch.Generator, registry: Re
         adapter.eval()
     knows_forward = edit.site.host in _KNOWN_FORWARDS and _is_exact(host) and edit.site.parameter == "weight"
     return Built(edit, adapter, not (type(adapter).activates and knows_forward and edit.tied != "share"))
+
+
+def _check_activate(cls: type[Adapter], edit: Edit, registry: Registry) -> None:
+    own = getattr(cls.activate, "__func__", None)
+    if own is None:
+        raise _failure(edit, f"{cls.__name__}.activate must be a classmethod", registry)
+    if own is getattr(Adapter.activate, "__func__", None):
+        raise _failure(edit, f"{cls.__name__} sets `activates` and does not implement `activate`", registry)
+
+
+def _failure(edit: Edit, what: str, registry: Registry) -> PluginError:
+    return registry.failure("adapter", edit.adapter, what, edit.site.key)
 
 
 def _is_exact(host: nn.Module) -> bool:

@@ -22,7 +22,6 @@ from surgery.planning.live import STATE_CHILD
 
 __all__ = ["Body"]
 
-
 Groups = tuple[tuple[Adapter, ...], ...]
 """Adapters of one name on one host, those of one rule together: they share type and options."""
 
@@ -173,9 +172,10 @@ class Body:
             keys = {site.name for built in self.built[name] for site in built.edit.sites}
             chosen = [slot for slot in chosen if any(owner.name in keys for owner in slot.owners)]
         for slot in chosen:
-            folding = {m.adapter_name for m in slot.members if m.folds} - hidden
-            # Output edits that are not merged stay output edits; everything else in a chain is folded.
-            chain = slot.chain(self.merged, folding) if folding else ()
+            # Output edits that are not merged stay output edits where that means the same; all else is folded.
+            folding, overtaken = self._folded(slot, self.merged)
+            folding -= self.disabled
+            chain = slot.chain(self.merged, folding, overtaken) if folding or overtaken else ()
             for owner in slot.owners:
                 owner.state.overrides[owner.parameter] = chain
                 owner.state.pristine.pop(owner.parameter, None)
@@ -186,20 +186,51 @@ class Body:
 
     def _refresh_activations(self, path: str, hidden: frozenset[str]) -> None:
         acting = self.acting.get(path, {})
-        active = sorted(name for name in acting if name not in hidden)
+        active = sorted(acting.keys() - hidden - self._overtaken(path, self.merged))
         self.hosts[path].set_activations(tuple(group for name in active for group in acting[name]))
+
+    def _folded(self, slot: Slot, merged: frozenset[str]) -> tuple[set[str], set[str]]:
+        """Return which adapters, apart from `merged`, fold into `slot` on the fly: always, and for their order only."""
+        always = {member.adapter_name for member in slot.members if member.folds} - merged
+        overtaken = self._overtaken(slot.owners[0].path, merged)
+        return always, {m.adapter_name for m in slot.members if not m.folds}.intersection(overtaken)
+
+    def _overtaken(self, path: str, merged: frozenset[str]) -> set[str]:
+        """Return the output edits of a host that must be folded instead, or they would come too late.
+
+        The live parameter already holds what is merged, so an output edit acts after it. Where the canonical order
+        has it before, that is the same only if both merely add.
+        """
+        acting = self.acting.get(path, {})
+        found: set[str] = set()
+        if len(acting) < 2 or merged.isdisjoint(acting):
+            return found
+        is_last, only_adds = True, True
+        for name in sorted(acting.keys() - self.disabled, reverse=True):
+            adds = _adds_only(acting[name])
+            if name not in merged:
+                if is_last or (only_adds and adds):
+                    continue
+                found.add(name)
+            is_last, only_adds = False, only_adds and adds
+        return found
 
     def _refuse_mixture(self, target: frozenset[str]) -> None:
         if self.keeper.policy == "ram":
             return
         for slot in self.slots.values():
-            folding = {m.adapter_name for m in slot.members if m.folds} - target
+            folding = set().union(*self._folded(slot, target))
             if slot.chain(target) and folding:
                 raise StateError(
                     f"{slot.name} cannot hold a merge while {', '.join(sorted(folding))} is folded in on the fly "
                     f"(keep: {self.keeper.policy})",
                     hint="merge both, or operate with keep='ram'",
                 )
+
+
+def _adds_only(groups: Groups) -> bool:
+    """Whether all adapters of `groups` add the same whatever the parameter holds, so that order does not matter."""
+    return all(type(adapter).adds for group in groups for adapter in group)
 
 
 def _point(change: _Change) -> None:

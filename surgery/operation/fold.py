@@ -9,6 +9,7 @@ import torch
 from surgery.adapter import Adapter
 from surgery.architecture import Site
 from surgery.errors import PluginError
+from surgery.operation.blame import failure, named
 
 __all__ = ["Link", "canonical_view", "fold_chain", "refuse_writing"]
 
@@ -50,22 +51,27 @@ def fold_chain(parameter: str, base: torch.Tensor, chain: Sequence[Link]) -> tor
 
 
 def _folded(adapter: Adapter, site: Site, parameter: str, weight: torch.Tensor, pristine: torch.Tensor) -> torch.Tensor:
-    folded = adapter.fold(parameter, weight, pristine)
+    try:
+        folded = adapter.fold(parameter, weight, pristine)
+    except Exception as error:
+        raised = failure(f"fold({parameter!r})", adapter, site.key, error)
+        if raised is error:
+            raise
+        raise raised from error
     if not isinstance(folded, torch.Tensor) or folded.shape != weight.shape:
         got = list(folded.shape) if isinstance(folded, torch.Tensor) else type(folded).__name__
         raise PluginError(
             f"fold({parameter!r}) must return a tensor of shape {list(weight.shape)}, not {got}",
-            f"{type(adapter).__name__} on {site.key}",
+            f"{named([adapter])} on {site.key}",
         )
     return folded
 
 
 def refuse_writing(parameter: str, chain: Sequence[Link]) -> None:
     """Raise PluginError: a fold of `chain` wrote to the base."""
-    suspects = ", ".join(dict.fromkeys(type(adapter).__name__ for adapter, _ in chain))
     raise PluginError(
         f"fold wrote to the base's {parameter!r}, which is damaged now",
-        f"{suspects} on {chain[0][1].name}",
+        f"{named(adapter for adapter, _ in chain)} on {chain[0][1].name}",
         "repair the adapter type, and load the base again",
     )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from surgery.architecture import Site
 from surgery.errors import Problem, StateError
 from surgery.operation.host import is_operated
 from surgery.planning import Plan
-from surgery.planning.live import STATE_CHILD
+from surgery.planning.live import STATE_CHILD, host_of
 
 __all__ = ["refuse_unfit"]
 
@@ -43,7 +44,8 @@ def refuse_unfit(plan: Plan, modules: Mapping[str, nn.Module], *, is_first: bool
         if edit.tied == "untie" and not problems:
             problems += _one_module(edit.site, modules)
     if not problems:
-        problems += _aliases(plan, modules)
+        names = _names(modules)
+        problems = _contradictions(plan, modules, names) or _aliases(plan, modules, names)
     if problems:
         raise StateError.of(problems[:20])
 
@@ -110,13 +112,63 @@ def _one_module(site: Site, modules: Mapping[str, nn.Module]) -> list[Problem]:
     return [Problem(f"{site.path} and {same[0]} are one module, not two tied ones", site.name, "say `tied: share`")]
 
 
-def _aliases(plan: Plan, modules: Mapping[str, nn.Module]) -> list[Problem]:
-    """Two different Parameters over one memory: replacing one would silently cut it off the other."""
-    held: dict[int, tuple[nn.Parameter, str, str]] = {}
+@dataclass
+class _Names:
+    """The parameters of a model by id: each with its first name (path, local), and the further names of tied ones."""
+
+    first: dict[int, tuple[nn.Parameter, str, str]] = field(default_factory=dict)
+    further: dict[int, list[str]] = field(default_factory=dict)
+
+    def of(self, key: int) -> set[str]:
+        _, path, local = self.first[key]
+        return {_join(path, local), *self.further.get(key, ())}
+
+
+def _names(modules: Mapping[str, nn.Module]) -> _Names:
+    names = _Names()
+    first = names.first
     for path, module in modules.items():
         for local, parameter in module._parameters.items():
-            if parameter is not None:
-                held.setdefault(id(parameter), (parameter, path, local))
+            if parameter is None:
+                continue
+            key = id(parameter)
+            if key in first:
+                names.further.setdefault(key, []).append(_join(path, local))
+            else:
+                first[key] = (parameter, path, local)
+    return names
+
+
+def _join(path: str, local: str) -> str:
+    return f"{path}.{local}" if path else local
+
+
+def _contradictions(plan: Plan, modules: Mapping[str, nn.Module], names: _Names) -> list[Problem]:
+    """Headers tell neither hosts nor ties: a plan made from them may take them for others than the model's are."""
+    problems: list[Problem] = []
+    for edit in plan.edits:
+        for site in edit.sites:
+            module = modules[site.path]
+            parameter = module._parameters[site.parameter]
+            # Only of a matrix does the host decide what it means; a model cannot say that no linear module applies it.
+            is_told = len(site.shape) == 2 and site.host != "matrix"
+            host = host_of(module, parameter) if is_told else site.host
+            key = id(parameter)
+            others = names.of(key) - {site.name} if site.tied or key in names.further else set()
+            if host != site.host or others != set(site.tied):
+                said, found = _described(site.host, site.tied), _described(host, sorted(others))
+                what = f"the plan says {said}; the model has {found}"
+                problems.append(Problem(what, site.name, "plan again for this model"))
+    return problems
+
+
+def _described(host: str, tied: Collection[str]) -> str:
+    return f"host {host}, " + (f"tied to {', '.join(tied)}" if tied else "untied")
+
+
+def _aliases(plan: Plan, modules: Mapping[str, nn.Module], names: _Names) -> list[Problem]:
+    """Two different Parameters over one memory: replacing one would silently cut it off the other."""
+    held = names.first
     starts = sorted((held[key][0].data_ptr(), key) for key in held)
     # A tensor without memory, on the meta device for one, starts at 0.
     ends = [start + _reach(held[key][0]) if start else 0 for start, key in starts]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
 from surgery.adapter import Adapter
+from surgery.errors import PluginError
+from surgery.operation.blame import failure, named
 from surgery.operation.fold import Link, fold_chain, refuse_writing
 from surgery.planning.live import STATE_CHILD
 
@@ -74,10 +76,23 @@ class HostState(nn.Module):
 
     def apply_to(self, inputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """Return the host's output with every active activation adapter applied."""
+        if torch.compiler.is_compiling():  # a compiler cannot leave a `try` and come back
+            for group in self.activations:
+                output = type(group[0]).activate(group, inputs, output)
+            return output
         for group in self.activations:
             if self.calls is not None:
                 self._count(group)
-            output = type(group[0]).activate(group, inputs, output)
+            shape = output.shape
+            try:
+                output = type(group[0]).activate(group, inputs, output)
+            except Exception as error:
+                raised = failure("activate", group[0], group[0].site.key, error)
+                if raised is error:
+                    raise
+                raise raised from error
+            if not isinstance(output, torch.Tensor) or output.shape != shape:
+                _refuse_output(group, output, shape)
         return output
 
     def _count(self, adapters: Iterable[Adapter]) -> None:
@@ -90,6 +105,15 @@ class HostState(nn.Module):
         # host misses none. One that holds some of them must hold them all.
         self._optional_prefix: str | None = None if any(key.startswith(prefix) for key in state_dict) else prefix
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _refuse_output(group: tuple[Adapter, ...], output: object, shape: torch.Size) -> NoReturn:
+    got = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    raise PluginError(
+        f"activate must return a tensor of shape {list(shape)}, not {got}",
+        f"{named(group)} on {group[0].site.key}",
+        "repair the adapter type",
+    )
 
 
 def _forgive_missing(state: HostState, incompatible: Any) -> None:

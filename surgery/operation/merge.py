@@ -10,6 +10,7 @@ import torch
 
 from surgery.errors import PluginError, StateError
 from surgery.operation.bits import round_once
+from surgery.operation.blame import named
 from surgery.operation.fold import Link, fold_chain
 from surgery.operation.slot import Slot
 
@@ -80,7 +81,7 @@ def merged_value(slot: Slot, names: Collection[str]) -> tuple[torch.Tensor, Merg
 
 
 def _refuse_fold(slot: Slot, chain: Sequence[Link], folded: torch.Tensor, wide: torch.Tensor) -> NoReturn:
-    suspects = ", ".join(dict.fromkeys(type(adapter).__name__ for adapter, _ in chain))
+    suspects = named(adapter for adapter, _ in chain)
     what = "wrote to its argument" if folded.dtype == wide.dtype else f"returned {folded.dtype} for {wide.dtype}"
     raise PluginError(f"fold {what}", f"{suspects} on {slot.name}", "nothing was merged; repair the adapter type")
 

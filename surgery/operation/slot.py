@@ -12,6 +12,7 @@ from surgery.adapter import Adapter
 from surgery.architecture import Site
 from surgery.errors import DriftError
 from surgery.operation.bits import Expected, checksum
+from surgery.operation.blame import named
 from surgery.operation.fold import Link
 from surgery.operation.host import HostState
 from surgery.operation.originals import Original
@@ -95,9 +96,21 @@ class Slot:
             raise DriftError(f"{owner.name} is gone", hint="someone deleted it while the model was operated")
         return parameter
 
-    def chain(self, names: Collection[str], folding: Collection[str] = ()) -> tuple[Link, ...]:
-        """Return the links of the adapters `names`, and of those of `folding` that fold, in canonical order."""
-        chosen = [m for m in self.members if m.adapter_name in names or (m.folds and m.adapter_name in folding)]
+    def chain(
+        self, names: Collection[str], folding: Collection[str] = (), overtaken: Collection[str] = ()
+    ) -> tuple[Link, ...]:
+        """Return links in canonical order: of the adapters `names`, and what folds of those that are not merged.
+
+        Args:
+            names: adapters with everything that they do.
+            folding: adapters whose folded parameters are wanted, and not their output edits.
+            overtaken: adapters whose output edits are wanted, as folds.
+        """
+        chosen = [
+            member
+            for member in self.members
+            if member.adapter_name in names or member.adapter_name in (folding if member.folds else overtaken)
+        ]
         return tuple((member.adapter, member.site) for member in sorted(chosen, key=lambda member: member.order))
 
     def check(self) -> None:
@@ -109,7 +122,12 @@ class Slot:
             if owner.module._parameters.get(owner.parameter) is not live:
                 raise DriftError(f"{owner.name} is no longer tied to {self.name}", hint=_RESTORE)
         if self.expected is not None and checksum(live) != self.expected.result():
-            raise DriftError(f"the bits (or dtype, or shape) of {self.name} have changed", hint=_RESTORE)
+            raise DriftError(f"the bits (or dtype, or shape) of {self.name} have changed", hint=self._restore())
+
+    def _restore(self) -> str:
+        """What to do where bits have changed. A fold that writes to the base past autograd is seen here only."""
+        suspects = named(member.adapter for member in self.members if member.folds)
+        return f"{_RESTORE}; an adapter's fold may have written to it: {suspects}" if suspects else _RESTORE
 
     def pristine(self) -> torch.Tensor:
         """Return the base's tensor on the live tensor's device; read only."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ __all__ = ["CONFIG_FILE", "TENSOR_FILE", "load_tensors", "read_config", "refuse_
 CONFIG_FILE = "adapter.json"
 TENSOR_FILE = "adapter.safetensors"
 _FORMAT = 1
+_ARCHITECTURE = re.compile(r"(.+) \((.+)\)")
+"""A plan's architecture as it is recorded: `bert (model-surgery 0.1.0)`."""
 _MAX_CONFIG = 64 * 1024 * 1024
 
 
@@ -120,16 +123,29 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Spec]:
 
 
 def refuse_missing_plugins(config: Mapping[str, Any], registry: Registry, folder: Path) -> None:
-    """Raise PluginError naming the distribution when an adapter type of the checkpoint is not installed."""
+    """Raise PluginError naming the distribution of what the checkpoint needs and is not installed."""
+    missing: list[tuple[str, str]] = []
     for adapter, source in config["plugins"].items():
         if adapter not in registry.adapters:
             known = source if isinstance(source, dict) else {}
-            origin = f"{known.get('distribution', 'an unknown distribution')} {known.get('version', '')}".strip()
-            raise PluginError(
-                f"the adapter type {adapter!r} is not installed; it came from {origin}",
-                str(folder),
-                "install that distribution, or name its plugin with --plugin where loading is switched off",
-            )
+            origin = f"{known.get('distribution', '')} {known.get('version', '')}".strip()
+            missing.append((f"the adapter type {adapter!r}", origin))
+    # Without its roles the plan would be another one, of which nobody could tell what is missing.
+    described = _ARCHITECTURE.fullmatch(config["architecture"])
+    if described and described[1] not in registry.architectures:
+        missing.append((f"the architecture {described[1]!r}", described[2]))
+    if missing:
+        raise PluginError.of(
+            [
+                Problem(
+                    f"{what} is not installed; it came from {origin or 'an unknown distribution'}",
+                    str(folder),
+                    f"install {origin or 'its distribution'}, or name its plugin with --plugin where loading is "
+                    "switched off",
+                )
+                for what, origin in missing
+            ]
+        )
 
 
 def refuse_other_plan(config: Mapping[str, Any], plan: Plan, folder: Path) -> None:

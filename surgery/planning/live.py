@@ -8,7 +8,7 @@ from typing import Any
 
 from surgery.planning.inventory import Inventory, ParameterEntry
 
-__all__ = ["STATE_CHILD", "inventory_of_module"]
+__all__ = ["STATE_CHILD", "host_of", "inventory_of_module"]
 
 STATE_CHILD = "surgery"
 """Name of the one child that an operated host gets; its parameters are not the base model's."""
@@ -29,7 +29,7 @@ def inventory_of_module(model: Any, origin: str = "model") -> Inventory:
                 parameter=local,
                 shape=tuple(parameter.shape),
                 dtype=str(parameter.dtype).removeprefix("torch."),
-                host=_host(module, parameter),
+                host=host_of(module, parameter),
                 interleaved=not getattr(module, "is_concatenated", True),
             )
             entries.append(entry)
@@ -74,7 +74,8 @@ class _Settings(Mapping[str, Any]):
         return len(list(iter(self)))
 
 
-def _host(module: Any, parameter: Any) -> str:
+def host_of(module: Any, parameter: Any) -> str:
+    """Return what kind of host `module` is to its `parameter`: `Site.host`."""
     from torch import nn
 
     if isinstance(module, nn.Linear):

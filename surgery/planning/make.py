@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.architecture import Architecture, Site
-from surgery.errors import PlanError, nearest
+from surgery.errors import CheckpointError, PlanError, nearest
 from surgery.planning.checkpoint import inventory_of_checkpoint
 from surgery.planning.draft import draft
 from surgery.planning.headers import read_config
@@ -119,10 +119,17 @@ def _has_weights(path: Path) -> bool:
 
 
 def _of_skeleton(ref_or_config: Any, registry: Registry, auto_class: str | None) -> Inventory:
+    refused: CheckpointError | None = None
     for source in registry.models.values():
-        model = source.value.skeleton(ref_or_config, auto_class)
+        try:
+            model = source.value.skeleton(ref_or_config, auto_class)
+        except CheckpointError as error:  # of a source that thinks itself responsible; another one may know better
+            refused = refused or error
+            continue
         if model is not None:
             return inventory_of_module(model, origin="config")
+    if refused is not None:
+        raise refused
     raise PlanError(
         f"no installed plugin can build {ref_or_config!r} without its weights", hint=nearest("", registry.models)
     )

@@ -6,11 +6,10 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from surgery.adapter import AdapterType
 from surgery.architecture import Site
-from surgery.errors import PlanError, Problem, SurgeryError, nearest
+from surgery.errors import PlanError, PluginError, Problem, SurgeryError, nearest
+from surgery.planning.asking import Asked
 from surgery.planning.inventory import Inventory
 from surgery.planning.match import Matching
 from surgery.planning.plan import Edit, RuleOutcome
@@ -49,10 +48,12 @@ def resolve(
     matching = Matching(sites, len(rules))
     resolver = _Resolver(sites, inventory, matching)
     for index, rule in enumerate(rules):
-        kind = registry.adapter(rule.adapter)
+        kind = Asked(rule.adapter, registry)
         options = registry.bind(rule, f"rules[{index}]")
         try:
             resolver.apply(index, rule, kind, options, state)
+        except PluginError:
+            raise  # no fault of the spec
         except SurgeryError as error:
             state.problems.extend(
                 replace(problem, where=problem.where or _where(index, rule)) for problem in error.problems
@@ -76,7 +77,7 @@ class _Resolver:
         for site in sites:
             self._by_path.setdefault(site.path, []).append(site)
 
-    def apply(self, index: int, rule: Rule, kind: AdapterType[Any], options: Options, state: _State) -> None:
+    def apply(self, index: int, rule: Rule, kind: Asked, options: Options, state: _State) -> None:
         matched = self._matching.sites(rule)
         if not matched:
             raise PlanError("the rule matches no site", _where(index, rule), self._suggest(rule))
@@ -210,9 +211,7 @@ class _Resolver:
                         "turn that option off there",
                     )
 
-    def _edits(
-        self, index: int, rule: Rule, kind: AdapterType[Any], options: Options, free: list[tuple[Site, str]]
-    ) -> list[Edit]:
+    def _edits(self, index: int, rule: Rule, kind: Asked, options: Options, free: list[tuple[Site, str]]) -> list[Edit]:
         edits: list[Edit] = []
         problems: list[Problem] = []
         for site, tied in _join_parts(free, self._sites) if kind.joins_parts else free:
@@ -232,7 +231,7 @@ class _Resolver:
             raise PlanError.of([replace(first, what=f"{first.what}{f' (and {rest} more like it)' if rest else ''}")])
         return edits
 
-    def _companions(self, site: Site, kind: AdapterType[Any], options: Options) -> tuple[Site, ...]:
+    def _companions(self, site: Site, kind: Asked, options: Options) -> tuple[Site, ...]:
         others = {
             other.parameter: other
             for other in self._by_path[site.path]

@@ -1,5 +1,6 @@
 """What is installed: adapters, architectures, models, data sets and tasks, each with where it came from."""
 
+from surgery.registry.checks import check_adapter_type
 from surgery.registry.contracts import DataSource, ModelSource, Rows, TaskType
 from surgery.registry.hooks import hookimpl
 from surgery.registry.load import load_registry
@@ -14,6 +15,7 @@ __all__ = [
     "Registry",
     "Rows",
     "TaskType",
+    "check_adapter_type",
     "hookimpl",
     "load_registry",
     "load_spec",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint, distributions
-from types import ModuleType
 from typing import Any
 
 import pluggy
@@ -14,16 +13,15 @@ from surgery.adapter import AdapterType
 from surgery.architecture import Architecture
 from surgery.errors import PluginError, nearest
 from surgery.registry import hooks
+from surgery.registry.checks import check_adapter_type, check_named, check_task_type
 from surgery.registry.contracts import DataSource, ModelSource, TaskType
 from surgery.registry.registry import Provenance, Registered, Registry
-from surgery.spec import Options, Rule
+from surgery.registry.spelling import refuse_arguments, refuse_misspelt
 
 __all__ = ["AUTOLOAD_SWITCH", "load_registry"]
 
 AUTOLOAD_SWITCH = "SURGERY_DISABLE_PLUGIN_AUTOLOAD"
 """Environment variable: when set (and not 0), only plugins that are named load."""
-
-_CORE_KEYS = frozenset(Rule.model_fields) - {"options"}
 
 
 def load_registry(
@@ -53,15 +51,16 @@ def load_registry(
     for index, plugin in enumerate(extra):
         name = getattr(plugin, "__name__", None) or f"{type(plugin).__name__}-{index}"
         _register(manager, plugin, Provenance(name, "given in Python", ""), sources)
-    _refuse_misspelt(manager, sources)
+    for plugin_name, plugin in manager.list_name_plugin():
+        refuse_misspelt(plugin, sources[plugin_name])
+    manager.check_pending()
+    ask = manager.hook
     return Registry(
-        adapters=_collect(
-            manager.hook.surgery_adapters, sources, AdapterType, lambda value: (_name(value),), _check_options
-        ),
-        architectures=_collect(manager.hook.surgery_architectures, sources, Architecture, lambda value: value.types),
-        models=_collect(manager.hook.surgery_models, sources, ModelSource, lambda value: (_name(value),)),
-        datasets=_collect(manager.hook.surgery_datasets, sources, DataSource, lambda value: (_name(value),)),
-        tasks=_collect(manager.hook.surgery_tasks, sources, TaskType, lambda value: (_name(value),)),
+        adapters=_collect(ask.surgery_adapters, sources, AdapterType, _name, check_adapter_type),
+        architectures=_collect(ask.surgery_architectures, sources, Architecture, lambda value: value.types),
+        models=_collect(ask.surgery_models, sources, ModelSource, _name, check_named),
+        datasets=_collect(ask.surgery_datasets, sources, DataSource, _name, check_named),
+        tasks=_collect(ask.surgery_tasks, sources, TaskType, _name, check_task_type),
         plugins=tuple(sources.values()),
     )
 
@@ -113,6 +112,7 @@ def _register(
 ) -> None:
     if any(plugin is known for known in manager.get_plugins()):
         return  # one module, two entry points
+    refuse_arguments(plugin, provenance)
     try:
         manager.register(plugin, provenance.plugin)
     except (pluggy.PluginValidationError, ValueError) as error:
@@ -120,36 +120,6 @@ def _register(
             f"plugin {provenance.plugin!r} of {provenance} does not fit: {error}", hint="see docs/write-an-adapter.md"
         ) from error
     sources[provenance.plugin] = provenance
-
-
-def _refuse_misspelt(manager: pluggy.PluginManager, sources: Mapping[str, Provenance]) -> None:
-    known = [name for name in vars(hooks) if name.startswith("surgery_")]
-    for name, plugin in manager.list_name_plugin():
-        if plugin is None:
-            continue
-        # A function called surgery_something without the marker is as silent a mistake as a misspelt marked one.
-        members = vars(plugin) if isinstance(plugin, ModuleType) else {key: getattr(plugin, key) for key in dir(plugin)}
-        if not any(hasattr(value, f"{hooks.PROJECT}_impl") for value in members.values()):
-            likely = [member for member in members if member.startswith(f"{hooks.PROJECT}_")]
-            raise PluginError(
-                f"plugin {name!r} of {sources[name]} implements no hook",
-                ", ".join(likely),
-                f"a hook is a function marked with @surgery.hookimpl: {', '.join(known)}",
-            )
-        for member, value in members.items():
-            is_marked = hasattr(value, f"{hooks.PROJECT}_impl")
-            if is_marked and member not in known:
-                raise PluginError(
-                    f"plugin {name!r} of {sources[name]} implements an unknown hook {member!r}",
-                    "",
-                    nearest(member, known),
-                )
-            if not is_marked and member in known and callable(value):
-                raise PluginError(
-                    f"plugin {name!r} of {sources[name]} defines {member!r} without marking it",
-                    hint="put @surgery.hookimpl above it",
-                )
-    manager.check_pending()
 
 
 def _collect(
@@ -188,8 +158,8 @@ def _collect(
     return dict(sorted(table.items()))
 
 
-def _name(value: Any) -> Any:
-    return getattr(value, "name", None)
+def _name(value: Any) -> tuple[str]:
+    return (value.name,)
 
 
 def _list(values: object) -> list[Any]:
@@ -203,17 +173,3 @@ def _names(value: Any, names: Callable[[Any], Iterable[str]], hook: str, provena
     if given:
         raise PluginError(f"plugin {provenance.plugin!r} of {provenance}: {given[0]!r} is no name", hook)
     return tuple(names(value))
-
-
-def _check_options(value: AdapterType[Any], provenance: Provenance) -> None:
-    if not (isinstance(value.options, type) and issubclass(value.options, Options)):
-        raise PluginError(
-            f"adapter {_name(value)!r} of {provenance}: options must be a class derived from surgery.Options",
-            hint="leave it out where there are none",
-        )
-    clash = _CORE_KEYS & set(value.options.model_fields)
-    if clash:
-        raise PluginError(
-            f"adapter {_name(value)!r} of {provenance} re-uses the core keys {', '.join(sorted(clash))} as options",
-            hint="rename them: options stand beside the core keys of a rule",
-        )

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from surgery.adapter import AdapterType
 from surgery.architecture import Architecture
-from surgery.errors import PluginError, SpecError, nearest
+from surgery.errors import PluginError, SpecError, SurgeryError, nearest
 from surgery.registry.contracts import DataSource, ModelSource, TaskType
 from surgery.spec import Options, Rule
 
@@ -87,19 +87,40 @@ class Registry:
     def task_options(self, name: str) -> type[Options]:
         return self.task(name).options
 
+    def origin(self, word: str, name: str) -> str:
+        """Return who supplies the `adapter` or `task` called `name`, as errors say it: adapter 'lora' (my-dist 0.1)."""
+        return f"{word} {name!r} ({self._provenance(word, name)})"
+
+    def failure(self, word: str, name: str, what: str, site: str = "") -> PluginError:
+        """Return the error that an `adapter` or `task` has failed, where, and whom to tell."""
+        where = f"{self.origin(word, name)} on {site}" if site else self.origin(word, name)
+        source = self._provenance(word, name)
+        return PluginError(
+            what, where, f"tell the authors of {source.distribution}, or go on without it: --no-plugin {source.plugin}"
+        )
+
+    def _provenance(self, word: str, name: str) -> Provenance:
+        table: Mapping[str, Registered[Any]] = self.adapters if word == "adapter" else self.tasks
+        return table[name].provenance
+
     def bind(self, rule: Rule, where: str) -> Options:
         """Return the rule's flat options as its adapter's own validated model.
 
         Raises:
-            PluginError: no such adapter.
+            PluginError: no such adapter, or one whose check of its options fails.
             SpecError: an option that the adapter does not take.
         """
         try:
             return self.adapter_options(rule.adapter)(**dict(rule.options))
         except SpecError as error:
             raise SpecError.of(
-                [replace(problem, where=f"{where} {problem.where}".strip()) for problem in error.problems]
+                [replace(problem, where=".".join(filter(None, (where, problem.where)))) for problem in error.problems]
             ) from None
+        except SurgeryError:
+            raise
+        except Exception as error:
+            what = f"checking the options failed: {type(error).__name__}: {error}"
+            raise self.failure("adapter", rule.adapter, what, where) from error
 
 
 def _get(table: Mapping[str, Registered[T]], name: str, kind: str) -> T:

@@ -1,6 +1,7 @@
 """The spec: what a user writes, checked word by word, with the place of every mistake. It knows nothing of torch."""
 
 from surgery.spec._catalog import Catalog
+from surgery.spec._defaults import default_problems
 from surgery.spec._document import Document, load_document
 from surgery.spec._layers import layer_indices
 from surgery.spec._load import load_spec, parse_spec, validate_document
@@ -26,6 +27,7 @@ __all__ = [
     "TaskSpec",
     "TrainingSpec",
     "compile_pattern",
+    "default_problems",
     "json_schema",
     "layer_indices",
     "load_document",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from surgery.errors import SurgeryError
 from surgery.spec._strict import Options
 
 __all__ = ["Catalog", "Context"]
@@ -29,6 +30,10 @@ class Catalog(Protocol):
 
     def task_options(self, name: str) -> type[Options]:
         """Return the options model of one task."""
+        ...
+
+    def failure(self, word: str, name: str, what: str) -> SurgeryError:
+        """Return the error to raise where the `adapter` or `task` called `name` fails."""
         ...
 
 

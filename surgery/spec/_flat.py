@@ -16,7 +16,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
-from surgery.errors import nearest
+from surgery.errors import SurgeryError, nearest
 from surgery.spec._catalog import Catalog, Context
 from surgery.spec._frozen import FrozenMap, freeze
 from surgery.spec._quote import quoted
@@ -71,6 +71,11 @@ class Flat(StrictModel):
             model.model_validate(dict(flat), context=context)
         except ValidationError as error:
             return [_with_known(line, cls._own_keys()) for line in lines_of(error)]
+        except SurgeryError:
+            raise
+        except Exception as error:
+            what = f"checking the options failed: {type(error).__name__}: {error}"
+            raise context.catalog.failure(cls._plugin_word, name, what) from error
         return []
 
     @classmethod

@@ -154,9 +154,12 @@ class Words:
         return (f"{self.label} {what}" if what.startswith(_VERBS) else what), hint
 
     def value(self) -> _Said:
-        """A validator of a plugin's author raised: its own words, after the key if they begin with a verb."""
+        """A validator of a plugin's author raised: its own words, after the key if they begin with a verb.
+
+        Otherwise without the key, which the place in front of them ends with.
+        """
         what = str(self._context.get("error", "")) or self._message
-        return (f"{self.label} {what}" if what.startswith(_VERBS) else f"{self.label}: {what}"), ""
+        return (f"{self.label} {what}" if what.startswith(_VERBS) else what), ""
 
     def _fallback(self) -> _Said:
         what = re.sub(r"^Input should (?:be )?", "must be ", self._message)

@@ -11,9 +11,10 @@ from transformers.pytorch_utils import Conv1D
 
 from surgery.adapter import AdapterType
 from surgery.architecture import Architecture, Slice
+from surgery.operation import Operation
 from surgery.registry import Provenance, Registered, Registry
 
-__all__ = ["TOY", "ToyModel", "toy_registry"]
+__all__ = ["TOY", "ToyModel", "perturb", "toy_registry"]
 
 VOCABULARY = 11
 WIDTH = 6
@@ -111,3 +112,11 @@ def toy_registry(*adapters: AdapterType[Any]) -> Registry:
         datasets={},
         tasks={},
     )
+
+
+def perturb(op: Operation, seed: int) -> None:
+    """Move every trainable tensor, as training would, deterministically."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, parameter in sorted(op.trainable().items()):
+            parameter.add_((torch.randn(parameter.shape, generator=generator) * 0.1).to(parameter.dtype))

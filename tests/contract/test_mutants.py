@@ -224,6 +224,11 @@ def leave_an_adapter_out(patch: Patch) -> None:
     patch.setattr(host.HostState, "apply_to", lambda self, inputs, output: output)
 
 
+def act_on_the_output_too_late(patch: Patch) -> None:
+    """A live output edit acts after what was merged, whatever their order."""
+    patch.setattr(body.Body, "_overtaken", lambda self, path, merged: set())
+
+
 def keep_the_class(patch: Patch) -> None:
     from surgery.operation import ledger
 
@@ -245,6 +250,7 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], list[Callable[[], None]]]] = {
     "seed by global state": (seed_by_global_state, [check_lora]),
     "merge one after the other": (merge_one_after_the_other, [a_refused_merge_changes_nothing]),
     "leave an adapter out": (leave_an_adapter_out, [check_lora]),
+    "act on the output too late": (act_on_the_output_too_late, [check_lora]),
     "keep the class": (keep_the_class, [check_lora, check_full]),
 }
 KILLERS = sorted({killer for _, killers in MUTANTS.values() for killer in killers}, key=lambda killer: killer.__name__)

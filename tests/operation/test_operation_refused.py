@@ -11,6 +11,7 @@ from families import build
 from operating import LORA, REGISTRY, move, operated, planned, unchanged
 from torch import nn
 from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
 
 from surgery import operate
 from surgery.errors import PluginError, StateError
@@ -114,6 +115,26 @@ def test_a_plan_for_another_fused_weight_is_refused() -> None:
     wide, _ = build("GPT2Model", n_embd=32)
     with unchanged(wide), pytest.raises(StateError, match=r"made for shape \[16, 48\], the model has \[32, 96\]"):
         operate(wide, decided, registry=REGISTRY)
+
+
+def test_a_plan_that_contradicts_the_models_hosts_or_ties_is_refused() -> None:
+    def tied(is_tied: bool) -> nn.Module:
+        model = nn.Sequential(nn.Embedding(4, 4), nn.Linear(4, 4, bias=False))
+        if is_tied:
+            model[1].weight = model[0].weight
+        return model
+
+    rule = {"target": "0", "tied": "share", **LORA}
+    linear, conv1d = nn.Sequential(nn.Linear(4, 4)), nn.Sequential(Conv1D(4, 4))
+    for decided, model, what in (
+        (planned(linear, rule), tied(True), "says host linear, untied; the model has host embedding, tied to 1.weight"),
+        (planned(tied(True), rule), tied(False), "says host embedding, tied to 1.weight; the model has host embedding"),
+        (planned(linear, rule), conv1d, "says host linear, untied; the model has host conv1d, untied"),
+    ):
+        with unchanged(model), pytest.raises(StateError, match=what) as caught:
+            operate(model, decided, registry=REGISTRY)
+        assert caught.value.where == "0.weight"
+        assert caught.value.hint == "plan again for this model"
 
 
 def test_an_operated_model_is_refused_until_undone() -> None:

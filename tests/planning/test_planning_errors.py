@@ -13,8 +13,8 @@ import torch
 from families import build
 from torch import nn
 
-from surgery import Rule, Spec, load_registry, plan
-from surgery.errors import PlanError, PluginError, SpecError
+from surgery import ModelSource, Rule, Spec, hookimpl, load_registry, plan, sites
+from surgery.errors import CheckpointError, PlanError, PluginError, SpecError
 
 GOLDEN = Path(__file__).parent / "golden"
 REGISTRY = load_registry()
@@ -176,6 +176,39 @@ def test_layers_are_counted_in_the_stacks_that_the_patterns_reach() -> None:
 def test_a_plan_of_what_cannot_be_planned() -> None:
     with pytest.raises(PlanError, match="cannot take the inventory of int"):
         plan(Spec(name="x", rules=[Rule(role=".*", **FULL)]), 3, REGISTRY)
+
+
+def test_a_folder_of_a_type_that_transformers_does_not_know(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "acme-net"}', "utf-8")
+    for subject in (tmp_path, tmp_path / "config.json"):
+        with pytest.raises(CheckpointError, match="transformers knows no model of type 'acme-net'") as caught:
+            sites(subject, REGISTRY)
+        assert caught.value.hint.startswith(
+            "put model.safetensors beside config.json, or build the model in skeleton()"
+        )
+
+
+@pytest.mark.parametrize("name", ["acme", "zulu"])
+def test_a_source_of_models_is_asked_also_where_another_one_cannot(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "acme-net"}', "utf-8")
+
+    class Acme(ModelSource):
+        summary = "for tests"
+
+        def resolve(self, ref: str) -> None:
+            return None
+
+        def skeleton(self, ref_or_config: Any, auto_class: str | None = None) -> nn.Module:
+            return nn.Sequential(nn.Linear(2, 2, device="meta"))
+
+    Acme.name = name
+
+    class Plugin:
+        @hookimpl
+        def surgery_models(self) -> list[ModelSource]:
+            return [Acme()]
+
+    assert [site.name for site in sites(tmp_path, load_registry([Plugin()]))] == ["0.weight", "0.bias"]
 
 
 def test_a_plan_of_an_exotic_dtype_renders() -> None:

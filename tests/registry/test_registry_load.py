@@ -10,9 +10,10 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from surgery import Architecture, Options, hookimpl, load_registry
-from surgery.errors import PluginError
+from surgery import Architecture, Options, Rule, hookimpl, load_registry, load_spec
+from surgery.errors import PluginError, SpecError
 from surgery.registry.load import AUTOLOAD_SWITCH
 
 BUILT_IN = load_registry()
@@ -192,7 +193,7 @@ def _nothing() -> list[Any]:
 def test_a_misspelt_hook_is_an_error() -> None:
     problem = error([_module("plugin_typo", surgery_adaptors=_nothing, surgery_adapters=_nothing)])
     assert "implements an unknown hook 'surgery_adaptors'" in problem.what
-    assert "surgery_adapters" in problem.hint
+    assert problem.hint == "did you mean 'surgery_adapters'?"
 
 
 def test_an_unmarked_hook_is_an_error() -> None:
@@ -203,7 +204,24 @@ def test_an_unmarked_hook_is_an_error() -> None:
     assert problem.hint == "put @surgery.hookimpl above it"
 
 
-@pytest.mark.parametrize("functions", [{}, {"surgery_adaptor": list}, {"surgery_adapters": list}])
+@pytest.mark.parametrize("others", [{}, {"surgery_models": _nothing}])
+@pytest.mark.parametrize("name", ["surgery_adaptors", "surgery_adapter", "surgery_architectuers", "surgery_task"])
+def test_an_unmarked_misspelt_hook_is_an_error_also_beside_a_good_one(name: str, others: dict[str, Any]) -> None:
+    plugin = _module("plugin_typo", **others)
+    setattr(plugin, name, list)
+    problem = error([plugin])
+    assert f"defines {name!r}, which is no hook" in problem.what
+    assert re.fullmatch(r"did you mean 'surgery_\w+s'\? If so, put @surgery.hookimpl above it", problem.hint)
+
+
+def test_a_function_that_is_about_something_else_is_no_hook() -> None:
+    plugin = _module("plugin_helpers", surgery_adapters=_nothing)
+    plugin.surgery_version = plugin.surgery_adapter_of_a_site = list  # type: ignore[attr-defined]
+    plugin.surgery_dataset = "text"  # type: ignore[attr-defined]
+    load_registry([plugin])
+
+
+@pytest.mark.parametrize("functions", [{}, {"surgery_version": list}])
 def test_a_plugin_without_any_hook_is_an_error(functions: dict[str, Any]) -> None:
     problem = error([_module("plugin_idle", marked=False, **functions)])
     assert "implements no hook" in problem.what
@@ -212,7 +230,9 @@ def test_a_plugin_without_any_hook_is_an_error(functions: dict[str, Any]) -> Non
 
 
 def test_a_hook_with_arguments_is_an_error() -> None:
-    assert "does not fit" in error([_module("plugin_arguments", surgery_adapters=lambda manager: [])]).what
+    problem = error([_module("plugin_arguments", surgery_adapters=lambda manager: [])])
+    assert "surgery_adapters(manager) has arguments" in problem.what
+    assert problem.hint == "hooks take no arguments"
 
 
 @pytest.mark.parametrize(
@@ -225,6 +245,10 @@ def test_a_hook_with_arguments_is_an_error() -> None:
         ([type(BUILT_IN.adapter("full"))], "must return instances of AdapterType"),
         ([_kind(name=None)], "None is no name"),
         ([_kind(name="")], "'' is no name"),
+        ([_kind(name="My Adapter")], "a name is letters, digits and any of _ . : -, without spaces"),
+        ([_kind(summary=None)], "summary must be one line of text, not None"),
+        ([_kind(summary=" ")], "summary must be one line of text"),
+        ([_kind(summary="one\ntwo")], "summary must be one line of text"),
         ([_kind(options=dict)], "options must be a class derived from surgery.Options"),
     ],
 )
@@ -251,6 +275,110 @@ def test_options_may_not_reuse_a_core_key() -> None:
 
     problem = error([_module("plugin_keys", surgery_adapters=lambda: [_kind(options=Clashing)])])
     assert "re-uses the core keys expect, layers as options" in problem.what
+
+
+@pytest.mark.parametrize("alias", [{"alias": "layers"}, {"validation_alias": "layers"}])
+def test_nor_by_an_alias(alias: dict[str, Any]) -> None:
+    class Clashing(Options):
+        depth: int = Field(default=3, **alias)
+
+    problem = error([_module("plugin_keys", surgery_adapters=lambda: [_kind(options=Clashing)])])
+    assert "re-uses the core keys layers as options" in problem.what
+
+
+class WrongType(Options):
+    name: str = "x"
+    rank: int = "four"  # type: ignore[assignment]
+
+
+class OutOfBounds(Options):
+    other: int
+    rank: int = Field(default=0, gt=0, alias="r")
+
+
+class NoneForANumber(Options):
+    rank: int = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (WrongType, "a default of WrongType is not valid: rank must be a whole number, not the text 'four'"),
+        (OutOfBounds, "a default of OutOfBounds is not valid: r must be at least 1, not 0"),
+        (NoneForANumber, "a default of NoneForANumber is not valid: rank must be a whole number, not null"),
+    ],
+)
+def test_a_default_must_be_a_value_that_the_option_accepts(options: type[Options], said: str) -> None:
+    assert said in error([_module("plugin_defaults", surgery_adapters=lambda: [_kind(options=options)])]).what
+
+
+def test_defaults_are_not_held_to_what_the_user_has_yet_to_say() -> None:
+    class Either(Options):
+        rank: int | None = None
+        ratio: float | None = None
+
+        @model_validator(mode="after")
+        def _one(self) -> Either:
+            if (self.rank is None) == (self.ratio is None):
+                raise ValueError("give rank or ratio")
+            return self
+
+    class After(Options):
+        rank: int
+        alpha: float = 1.0
+
+        @field_validator("alpha")
+        @classmethod
+        def _fits(cls, value: float, info: ValidationInfo) -> float:
+            return value * info.data["rank"]  # type: ignore[no-any-return]
+
+    for options in (Either, After):
+        load_registry([_module("plugin_defaults", surgery_adapters=lambda chosen=options: [_kind(options=chosen)])])
+
+
+class Checked(Options):
+    rank: int = 2
+    a: int = 1
+
+    @field_validator("rank")
+    @classmethod
+    def _known(cls, value: int) -> int:
+        if value > 9:
+            raise ValueError("no more than nine are known")
+        return value
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Checked:
+        if self.a > self.rank:
+            raise ValueError("a must not be above rank")
+        return self
+
+
+@pytest.mark.parametrize(
+    ("options", "in_python", "in_a_file"),
+    [
+        ("a: 5", "rules[0]: a must not be above rank", "spec.yaml:4:5  rules[0]: a must not be above rank"),
+        ("rank: 10", "rules[0].rank: no more than nine are known", "spec.yaml:4:36  rules[0].rank: no more than nine"),
+        (
+            "rank: x",
+            "rules[0].rank: rank must be a whole number",
+            "spec.yaml:4:36  rules[0].rank: rank must be a whole",
+        ),
+    ],
+)
+def test_an_authors_own_words_stand_once_behind_their_place(
+    options: str, in_python: str, in_a_file: str, tmp_path: Path
+) -> None:
+    registry = load_registry([_module("plugin_own", surgery_adapters=lambda: [_kind(options=Checked)])])
+    key, _, value = options.partition(": ")
+    with pytest.raises(SpecError) as caught:
+        registry.bind(Rule(role="x", adapter="kind", **{key: int(value) if value.isdigit() else value}), "rules[0]")
+    assert str(caught.value).startswith(in_python)
+    path = tmp_path / "spec.yaml"
+    path.write_text(f"version: 1\nname: x\nrules:\n  - {{role: x, adapter: kind, {options}}}\n", "utf-8")
+    with pytest.raises(SpecError) as caught:
+        load_spec(path, registry)
+    assert in_a_file in str(caught.value)
 
 
 def test_each_hook_is_called_once() -> None:
