@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from surgery.planning.inventory import Inventory, ParameterEntry
@@ -61,10 +62,8 @@ class _Settings(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         for config in self._configs:
-            try:
+            with suppress(Exception):  # what differs between layers raises an error of its own kind
                 return getattr(config, name)
-            except AttributeError:
-                continue
         raise KeyError(name)
 
     def __iter__(self) -> Iterator[str]:

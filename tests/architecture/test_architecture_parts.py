@@ -212,3 +212,34 @@ def test_the_vocabulary_is_closed() -> None:
 def test_types_must_be_a_tuple() -> None:
     with pytest.raises(PluginError, match="types must be a tuple of names"):
         Architecture("bert", "", {}, {})  # type: ignore[arg-type]
+
+
+def test_a_plain_number_accepts_another_width_and_mislabels() -> None:
+    """Why docs/write-an-architecture.md says to take sizes from the configuration: nothing can tell these apart."""
+    heads_of_64 = Slice("c", view=(-1, 3, 64), dim=1, start=1)
+    (found,) = site("c.weight", (2 * 3 * 128, 8), heads_of_64)  # query, key and value of 128 rows each, twice
+    assert found.slice is not None
+    assert found.slice.indices()[:64] == tuple(range(64, 128)), "the second half of the first head's query"
+
+
+def test_the_layouts_of_the_guide() -> None:
+    """Groups of queries before their key and value where the configuration says so, else thirds."""
+    queries = "num_attention_heads // num_key_value_heads"
+    cuts = (
+        When(
+            Slice("c", ("num_key_value_heads", f"{queries} + 2", -1), dim=1, length=queries),
+            {"grouped": True},
+        ),
+        When(Slice("c", view=(3, -1)), {"grouped": False}),
+    )
+    entry = ParameterEntry("c", "weight", (24, 4), "float32", "linear")
+    architecture = Architecture(("x",), "", {}, {"attention.query": cuts})
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    indices = {}
+    for grouped in (True, False):
+        inventory = Inventory("x", "", "model", (entry,), {}, {**sizes, "grouped": grouped})
+        (found,) = sites_of(inventory, architecture)
+        indices[grouped] = list(found.slice.indices()) if found.slice else []
+    groups = np.arange(24).reshape(2, 4, 3)
+    assert indices[True] == groups[:, :2].ravel().tolist()
+    assert indices[False] == list(range(8))

@@ -65,7 +65,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _fill(folder: Path) -> None:
     from pages import files
-    from transformers import MptConfig
+    from transformers import PersimmonConfig
 
     wheels = [build_wheel(ROOT, folder / "dist" / "own", through_sdist=True)]
     for page in ("write-an-adapter.md", "write-an-architecture.md"):
@@ -75,8 +75,15 @@ def _fill(folder: Path) -> None:
             target.write_text(text, "utf-8")
     for project in sorted((folder / "pages").glob("*/pyproject.toml")):
         wheels.append(build_wheel(project.parent, folder / "dist" / project.parent.name))
-    config = MptConfig(d_model=16, n_heads=2, n_layers=2, vocab_size=40, architectures=["MptForCausalLM"])
-    config.save_pretrained(folder / "pages" / "tiny-mpt")
+    config = PersimmonConfig(
+        hidden_size=16,
+        intermediate_size=64,
+        num_attention_heads=2,
+        num_hidden_layers=2,
+        vocab_size=40,
+        architectures=["PersimmonForCausalLM"],
+    )
+    config.save_pretrained(folder / "pages" / "tiny-persimmon")
     _install(folder, wheels)
 
 

@@ -16,10 +16,11 @@ TRAIN = """
 import json, sys
 import torch, surgery
 from surgery.operation.bits import sha256
-from transformers import MptForCausalLM, MptConfig
+from transformers import PersimmonConfig, PersimmonForCausalLM
 
 torch.manual_seed(0)
-model = MptForCausalLM(MptConfig(d_model=16, n_heads=2, n_layers=2, vocab_size=40)).eval().bfloat16()
+sizes = {"hidden_size": 16, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+model = PersimmonForCausalLM(PersimmonConfig(vocab_size=40, **sizes)).eval().bfloat16()
 model.save_pretrained("base")
 spec = surgery.load_spec("both.yaml")
 decided = surgery.plan(spec, model)
@@ -47,9 +48,9 @@ print(json.dumps({
 
 LOAD = """
 import torch, surgery
-from transformers import MptForCausalLM
+from transformers import PersimmonForCausalLM
 
-model = MptForCausalLM.from_pretrained("base").eval()
+model = PersimmonForCausalLM.from_pretrained("base").eval()
 assert model.dtype == torch.bfloat16, model.dtype
 with surgery.load_adapter(model, "adapter"):
     logits = model(input_ids=torch.arange(12).reshape(2, 6)).logits
@@ -74,7 +75,7 @@ def test_entry_points_find_them(fresh: Fresh) -> None:
     rows = {row["name"]: row for row in json.loads(fresh.run("surgery", "plugins", "--json"))}
     assert rows["row-scale"]["distribution"] == "surgery-row-scale"
     assert (rows["row-scale"]["kind"], rows["row-scale"]["plugin"]) == ("adapter", "row-scale")
-    assert (rows["mpt"]["kind"], rows["mpt"]["distribution"]) == ("architecture", "surgery-mpt")
+    assert (rows["persimmon"]["kind"], rows["persimmon"]["distribution"]) == ("architecture", "surgery-persimmon")
     assert rows["lora"]["distribution"] == "model-surgery"
     schema = fresh.run("surgery", "schema")
     assert "row-scale" in schema
@@ -87,16 +88,17 @@ def test_from_spec_to_a_new_process(fresh: Fresh) -> None:
     found = json.loads(fresh.run(python, "-c", TRAIN))
     assert Path(found["file"]).is_relative_to(fresh.python.parents[1]), "the wheel is what was imported"
     assert found["same"], "the operation left a bit of the base changed"
-    assert found["architecture"] == "mpt (surgery-mpt 0.1.0)"
+    assert found["architecture"] == "persimmon (surgery-persimmon 0.1.0)"
     assert found["parameters"] == 4 * 16 + 4 * 2 * (16 + 64)
-    fused = [f"transformer.blocks.{layer}.attn.Wqkv.weight" for layer in (0, 1)]
-    mlp = [f"transformer.blocks.{layer}.ffn.{name}.weight" for layer in (0, 1) for name in ("up_proj", "down_proj")]
+    fused = [f"model.layers.{layer}.self_attn.query_key_value.weight" for layer in (0, 1)]
+    names = ("dense_h_to_4h", "dense_4h_to_h")
+    mlp = [f"model.layers.{layer}.mlp.{name}.weight" for layer in (0, 1) for name in names]
     assert found["merged"] == sorted(fused + mlp)
     used = json.loads((fresh.folder / "adapter" / "adapter.json").read_text("utf-8"))["plugins"]
     assert used["row-scale"] == {"distribution": "surgery-row-scale", "version": "0.1.0"}
     assert fresh.run(python, "-c", LOAD) == "True\n"
     planned = fresh.run("surgery", "plan", "both.yaml", "base", "--from-headers", "--quiet")
-    assert "[mpt (surgery-mpt 0.1.0)]" in planned
+    assert "[persimmon (surgery-persimmon 0.1.0)]" in planned
 
 
 def _installed() -> list[tuple[str, Block]]:

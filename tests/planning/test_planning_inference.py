@@ -149,3 +149,22 @@ def test_a_model_of_plain_modules_has_no_roles() -> None:
 
     found = inventory(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), REGISTRY)
     assert anatomy(found, REGISTRY).architecture is None
+
+
+def test_a_setting_that_cannot_be_read_is_one_that_is_not_there() -> None:
+    """Configurations whose sizes differ between layers raise an error of their own for those sizes."""
+    from torch import nn
+
+    class Config:
+        model_type = "strange"
+
+        @property
+        def kv_lora_rank(self) -> int:
+            raise RuntimeError("ask the layers")
+
+    attention = nn.ModuleDict({"q_proj": nn.Linear(8, 8), "kv_a_proj_with_mqa": nn.Linear(8, 12)})
+    model = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict({"self_attn": attention})])})
+    model.config = Config()  # type: ignore[assignment]
+    found = inventory(model, REGISTRY)
+    assert "kv_lora_rank" not in found.settings
+    assert [item.path for item in infer(found).open] == ["*.self_attn.kv_a_proj_with_mqa"]
