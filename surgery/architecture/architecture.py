@@ -67,7 +67,8 @@ class Architecture:
         conv1d: whether linear weights inside layers are stored (fan_in, fan_out). Live models tell this themselves;
             file headers cannot.
         ties: parameter name -> the name it is tied to when a file leaves it out. Live models tell this themselves.
-        uncalled: paths, as in `roles`, of linear modules whose weight the model reads without calling the module.
+        uncalled: paths, as in `roles`, of linear modules and embeddings whose weight the model reads without calling
+            the module, always or for some configurations (a `When`).
         transposed_experts: whether expert tensors are stored (experts, fan_in, fan_out).
         defaults: configuration name -> value, or count in terms of other names, that holds where a `config.json`
             does not say. Live configurations know their defaults themselves.
@@ -80,7 +81,7 @@ class Architecture:
     heads: Mapping[str, Paths] = field(default_factory=dict)
     conv1d: bool = False
     ties: Mapping[str, str] = field(default_factory=dict)
-    uncalled: tuple[str, ...] = ()
+    uncalled: tuple[str | When, ...] = ()
     transposed_experts: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from surgery.architecture import Architecture, Part, Site, Slice
+from surgery.architecture import Architecture, Part, Site, Slice, When
 from surgery.architecture.counts import Count, UnknownSettingError, count_of, setting
 from surgery.architecture.roles import OTHER
 from surgery.errors import PlanError
@@ -20,6 +20,10 @@ _NOTHING = Architecture((), "", {}, {})
 
 _MATRICES = ("attention.", "cross_attention.", "linear_attention.", "mlp.", "moe.", "ssm.")
 """Beginnings of roles whose 2-D parameters are matrices of linear maps, whatever module holds them."""
+
+
+_TABLES = ("embedding.token", "embedding.position", "embedding.token_type", "embedding.relative")
+"""Roles whose 2-D parameters are tables of rows that are looked up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,11 @@ class _Anatomy:
         self._settings = inventory.settings
         self._roles = self._index(architecture.places(heads=False))
         self._heads = self._index(architecture.places(heads=True))
-        self._uncalled = frozenset(architecture.uncalled)
+        self._uncalled = frozenset(
+            path.path if isinstance(path, When) else path
+            for path in architecture.uncalled
+            if not isinstance(path, When) or self._holds(path.settings)
+        )
         names = [entry.name for entry in inventory.entries]
         self._base = next(
             (f"{base}." for base in architecture.bases if base and any(name.startswith(f"{base}.") for name in names)),
@@ -56,12 +64,15 @@ class _Anatomy:
 
     def _index(self, places: Iterable[tuple[str, str | Slice, Mapping[str, Any]]]) -> dict[str, list[_Place]]:
         index: dict[str, list[_Place]] = {}
-        defaults = self._architecture.defaults
         for role, path, conditions in places:
-            if all(setting(name, self._settings, defaults) == value for name, value in conditions.items()):
+            if self._holds(conditions):
                 name, cut = (path.path, path) if isinstance(path, Slice) else (path, None)
                 index.setdefault(name, []).append(_Place(role, cut))
         return index
+
+    def _holds(self, conditions: Mapping[str, Any]) -> bool:
+        defaults = self._architecture.defaults
+        return all(setting(name, self._settings, defaults) == value for name, value in conditions.items())
 
     def sites(self, entry: ParameterEntry) -> Iterator[Site]:
         stack, layer, relative = self._locate(entry)
@@ -101,22 +112,22 @@ class _Anatomy:
         return (_look_up(self._roles, f"{stack}:{relative}") if stack else []) or _look_up(self._roles, relative)
 
     def _host(self, entry: ParameterEntry, role: str, layer: int | None, is_called: bool) -> str:
-        """What holds a tensor: what the model says, but for a matrix that no linear module applies."""
+        """What holds a tensor: what the model says, but for a matrix that no call of its module applies."""
         host = entry.host or self._guess_host(entry, role, layer)
         is_bias = entry.parameter.endswith("bias")
         if host == "other" and len(entry.shape) == 2 and role.startswith(_MATRICES) and not is_bias:
             return "matrix"
         if host == "other" and len(entry.shape) == 3 and role.startswith("moe.experts."):
             return "transposed-experts" if self._architecture.transposed_experts else "experts"
-        return "matrix" if host == "linear" and not is_called else host
+        return "matrix" if host in ("linear", "embedding") and not is_called else host
 
     def _guess_host(self, entry: ParameterEntry, role: str, layer: int | None) -> str:
         """What holds a tensor of which only a file header is known."""
-        if role in ("embedding.token", "embedding.position", "embedding.token_type"):
+        if role in _TABLES and len(entry.shape) == 2:
             return "embedding"
         if role.startswith("norm."):
             return "norm"
-        if len(entry.shape) == 3 or (role.startswith(OTHER) and len(entry.shape) != 2):
+        if len(entry.shape) > 2 or (role.startswith(OTHER) and len(entry.shape) != 2):
             return "other"
         return "conv1d" if self._architecture.conv1d and layer is not None else "linear"
 
