@@ -42,4 +42,5 @@ def build(item: Family | str, seed: int = 0, **config: Any) -> tuple[nn.Module, 
             for parameter in model.parameters():
                 parameter.add_(torch.randn(parameter.shape) * 0.05)
     ids = torch.randint(3, WORDS, (2, 7), generator=torch.Generator().manual_seed(seed))
-    return model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return model, chosen.batch(batch) if chosen.batch else batch

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Family"]
 
@@ -19,6 +22,8 @@ class Family:
         config: settings beside those that all classes of the type share.
         note: what tells it from the same class with other settings.
         silent: names of parameters that a forward never reads.
+        other: names of parameters that no role of the vocabulary fits.
+        batch: makes what the model is called with from the usual ids and mask.
     """
 
     kind: str
@@ -26,6 +31,8 @@ class Family:
     config: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
     silent: tuple[str, ...] = ()
+    other: tuple[str, ...] = ()
+    batch: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
 
     def __str__(self) -> str:
         return f"{self.cls}{'-' if self.note else ''}{self.note}"
