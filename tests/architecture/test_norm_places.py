@@ -61,7 +61,7 @@ def test_norms_are_where_their_roles_say(item: Family) -> None:
     model, batch = build(item)
     layers: dict[tuple[str, int], dict[str, str]] = defaultdict(dict)
     for site in sites(model, REGISTRY):
-        if site.layer is not None:
+        if site.layer is not None and site.parameter == "weight":  # of a module that is called
             layers[site.stack, site.layer].setdefault(site.role, site.path)
     calls = _first_calls(model, batch, {path for paths in layers.values() for path in paths.values()})
     for paths in layers.values():
