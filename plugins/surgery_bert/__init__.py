@@ -1,26 +1,32 @@
-"""BERT and its task heads."""
+"""BERT, and ELECTRA, whose layers are BERT's: embeddings may be narrower, and the heads are other ones."""
 
 from surgery import Architecture, hookimpl
+
+_BODY = {
+    "embedding.token": "embeddings.word_embeddings",
+    "embedding.position": "embeddings.position_embeddings",
+    "embedding.token_type": "embeddings.token_type_embeddings",
+    "norm.embedding": "embeddings.LayerNorm",
+    "attention.query": "*.attention.self.query",
+    "attention.key": "*.attention.self.key",
+    "attention.value": "*.attention.self.value",
+    "attention.output": "*.attention.output.dense",
+    "norm.attention.post": "*.attention.output.LayerNorm",
+    "cross_attention.query": "*.crossattention.self.query",
+    "cross_attention.key": "*.crossattention.self.key",
+    "cross_attention.value": "*.crossattention.self.value",
+    "cross_attention.output": "*.crossattention.output.dense",
+    "norm.cross_attention.post": "*.crossattention.output.LayerNorm",
+    "mlp.up": "*.intermediate.dense",
+    "mlp.down": "*.output.dense",
+    "norm.mlp.post": "*.output.LayerNorm",
+}
 
 BERT = Architecture(
     types=("bert",),
     base="bert",
     stacks={"encoder": "encoder.layer"},
-    roles={
-        "embedding.token": "embeddings.word_embeddings",
-        "embedding.position": "embeddings.position_embeddings",
-        "embedding.token_type": "embeddings.token_type_embeddings",
-        "norm.embedding": "embeddings.LayerNorm",
-        "attention.query": "*.attention.self.query",
-        "attention.key": "*.attention.self.key",
-        "attention.value": "*.attention.self.value",
-        "attention.output": "*.attention.output.dense",
-        "norm.attention.post": "*.attention.output.LayerNorm",
-        "mlp.up": "*.intermediate.dense",
-        "mlp.down": "*.output.dense",
-        "norm.mlp.post": "*.output.LayerNorm",
-        "head.transform": "pooler.dense",
-    },
+    roles={**_BODY, "head.transform": "pooler.dense"},
     heads={
         "head.transform": "cls.predictions.transform.dense",
         "norm.head": "cls.predictions.transform.LayerNorm",
@@ -33,7 +39,31 @@ BERT = Architecture(
     },
 )
 
+ELECTRA = Architecture(
+    types=("electra",),
+    base="electra",
+    stacks={"encoder": "encoder.layer"},
+    roles={**_BODY, "embedding.projection": "embeddings_project"},
+    heads={
+        "head.transform": (
+            "generator_predictions.dense",
+            "discriminator_predictions.dense",
+            "classifier.dense",
+            "sequence_summary.summary",
+        ),
+        "norm.head": "generator_predictions.LayerNorm",
+        "head.lm": "generator_lm_head",
+        "head.classifier": (
+            "classifier.out_proj",
+            "classifier",
+            "qa_outputs",
+            "discriminator_predictions.dense_prediction",
+        ),
+    },
+    ties={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
+)
+
 
 @hookimpl
 def surgery_architectures() -> list[Architecture]:
-    return [BERT]
+    return [BERT, ELECTRA]

@@ -1,26 +1,32 @@
-"""RoBERTa and its task heads."""
+"""RoBERTa and its kin: XLM-RoBERTa and CamemBERT differ in their vocabulary only, and keep the name `roberta`."""
 
 from surgery import Architecture, hookimpl
 
+_BODY = {
+    "embedding.token": "embeddings.word_embeddings",
+    "embedding.position": "embeddings.position_embeddings",
+    "embedding.token_type": "embeddings.token_type_embeddings",
+    "norm.embedding": "embeddings.LayerNorm",
+    "attention.query": "*.attention.self.query",
+    "attention.key": "*.attention.self.key",
+    "attention.value": "*.attention.self.value",
+    "attention.output": "*.attention.output.dense",
+    "norm.attention.post": "*.attention.output.LayerNorm",
+    "cross_attention.query": "*.crossattention.self.query",
+    "cross_attention.key": "*.crossattention.self.key",
+    "cross_attention.value": "*.crossattention.self.value",
+    "cross_attention.output": "*.crossattention.output.dense",
+    "norm.cross_attention.post": "*.crossattention.output.LayerNorm",
+    "mlp.up": "*.intermediate.dense",
+    "mlp.down": "*.output.dense",
+    "norm.mlp.post": "*.output.LayerNorm",
+}
+
 ROBERTA = Architecture(
-    types=("roberta",),
+    types=("roberta", "xlm-roberta", "camembert"),
     base="roberta",
     stacks={"encoder": "encoder.layer"},
-    roles={
-        "embedding.token": "embeddings.word_embeddings",
-        "embedding.position": "embeddings.position_embeddings",
-        "embedding.token_type": "embeddings.token_type_embeddings",
-        "norm.embedding": "embeddings.LayerNorm",
-        "attention.query": "*.attention.self.query",
-        "attention.key": "*.attention.self.key",
-        "attention.value": "*.attention.self.value",
-        "attention.output": "*.attention.output.dense",
-        "norm.attention.post": "*.attention.output.LayerNorm",
-        "mlp.up": "*.intermediate.dense",
-        "mlp.down": "*.output.dense",
-        "norm.mlp.post": "*.output.LayerNorm",
-        "head.transform": "pooler.dense",
-    },
+    roles={**_BODY, "head.transform": "pooler.dense"},
     heads={
         "head.transform": ("classifier.dense", "lm_head.dense"),
         "norm.head": "lm_head.layer_norm",

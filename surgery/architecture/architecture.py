@@ -71,7 +71,8 @@ class Architecture:
         conv1d: whether linear weights inside layers are stored (fan_in, fan_out). Live models tell this themselves;
             file headers cannot.
         ties: parameter name -> the name it is tied to when a file leaves it out. Live models tell this themselves.
-        uncalled: paths, as in `roles`, of linear modules whose weight the model reads without calling the module.
+        uncalled: paths, as in `roles`, of linear modules and embeddings whose weight the model reads without calling
+            the module, always or for some configurations (a `When`).
         transposed_experts: whether expert tensors are stored (experts, fan_in, fan_out).
         open: path, as in `roles` -> roles that the weight there may hold, in a layout that is not known. A rule that
             may mean it fails instead of missing it.
@@ -93,7 +94,7 @@ class Architecture:
     heads: Mapping[str, Paths] = field(default_factory=dict)
     conv1d: bool = False
     ties: Mapping[str, str] = field(default_factory=dict)
-    uncalled: tuple[str, ...] = ()
+    uncalled: tuple[str | When, ...] = ()
     transposed_experts: bool = False
     open: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from surgery.architecture import Architecture, Part, Site, Slice, When
 from surgery.architecture.counts import Count, UnknownSettingError, count_of, setting
@@ -23,8 +23,11 @@ _NOTHING = Architecture((), "", {}, {})
 _MATRICES = ("attention.", "cross_attention.", "linear_attention.", "mlp.", "moe.", "ssm.")
 """Beginnings of roles whose 2-D parameters are matrices of linear maps, whatever module holds them."""
 
-_TABLES = ("embedding.token", "embedding.position", "embedding.token_type", "embedding.relative")
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+_TABLES = ("embedding.token", "embedding.position", "embedding.token_type", "embedding.relative")
+"""Roles whose 2-D parameters are tables of rows that are looked up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,11 @@ class _Anatomy:
         self._settings = inventory.settings
         self._roles = self._index(architecture.places(heads=False))
         self._heads = self._index(architecture.places(heads=True))
-        self._uncalled = frozenset(architecture.uncalled)
+        self._uncalled = frozenset(
+            path.path if isinstance(path, When) else path
+            for path in architecture.uncalled
+            if not isinstance(path, When) or self._holds(path.settings)
+        )
         self._apart: set[tuple[tuple[str, ...], tuple[Part | None, ...]]] = set()
         names = [entry.name for entry in inventory.entries]
         self._base = next(
@@ -65,12 +72,15 @@ class _Anatomy:
 
     def _index(self, places: Iterable[tuple[str, str | Slice, When]]) -> dict[str, list[_Place]]:
         index: dict[str, list[_Place]] = {}
-        defaults = self._architecture.defaults
         for role, path, when in places:
-            if all(setting(name, self._settings, defaults) == value for name, value in when.settings.items()):
+            if self._holds(when.settings):
                 name, cut = (path.path, path) if isinstance(path, Slice) else (path, None)
                 index.setdefault(name, []).append(_Place(role, cut, when.beside))
         return index
+
+    def _holds(self, conditions: Mapping[str, Any]) -> bool:
+        defaults = self._architecture.defaults
+        return all(setting(name, self._settings, defaults) == value for name, value in conditions.items())
 
     def _take_stock(self, entries: Iterable[ParameterEntry]) -> set[tuple[str, int | None, str]]:
         """Which modules and parameters each layer has, of those that a place must be beside."""
@@ -129,10 +139,10 @@ class _Anatomy:
         return (_look_up(self._roles, f"{stack}:{relative}") if stack else ()) or _look_up(self._roles, relative)
 
     def _host(self, entry: ParameterEntry, role: str, layer: int | None, is_called: bool) -> str:
-        """What holds a tensor: what the model says, but for a matrix that no linear module applies."""
+        """What holds a tensor: what the model says, but for a matrix that no call of its module applies."""
         host = entry.host or self._guess_host(entry, role, layer)
         is_bias = entry.parameter.endswith("bias")
-        if host == "linear" and not is_called:
+        if host in ("linear", "embedding") and not is_called:
             return "other" if is_bias else "matrix"
         if host == "other" and len(entry.shape) == 2 and role.startswith(_MATRICES) and not is_bias:
             return "matrix"

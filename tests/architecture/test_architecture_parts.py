@@ -243,3 +243,34 @@ def test_the_layouts_of_the_guide() -> None:
     groups = np.arange(24).reshape(2, 4, 3)
     assert indices[True] == groups[:, :2].ravel().tolist()
     assert indices[False] == list(range(8))
+
+
+def test_an_embedding_that_is_read_and_not_called_is_a_matrix() -> None:
+    """Its lookups are not all that it does, so an adapter must change the table and not their result."""
+    entry = ParameterEntry("table", "weight", (9, 2), "float32", "embedding")
+
+    def host(**settings: object) -> str:
+        inventory = Inventory("x", "", "model", (entry,), settings=settings)
+        uncalled = (When("table", {"legacy": False}),)
+        (found,) = sites_of(inventory, Architecture(("x",), "", {}, {"embedding.token": "table"}, uncalled=uncalled))
+        assert found.is_matrix
+        return found.host
+
+    assert host(legacy=False) == "matrix"
+    assert host(legacy=True) == "embedding"
+    assert host() == "embedding"
+
+
+@pytest.mark.parametrize(
+    ("role", "shape", "host"),
+    [
+        ("embedding.relative", (8, 2), "embedding"),
+        ("embedding.position", (1, 5, 8), "other"),
+        ("embedding.patch", (8, 3, 4, 4), "other"),
+        ("embedding.projection", (8, 4), "linear"),
+    ],
+)
+def test_hosts_that_are_guessed_from_a_header(role: str, shape: tuple[int, ...], host: str) -> None:
+    entry = ParameterEntry("a", "weight", shape, "float32", "")
+    (found,) = sites_of(Inventory("x", "", "headers", (entry,)), Architecture(("x",), "", {}, {role: "a"}))
+    assert found.host == host

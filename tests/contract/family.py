@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Family"]
 
@@ -29,7 +32,7 @@ class Family:
     note: str = ""
     silent: tuple[str, ...] = ()
     other: tuple[str, ...] = ()
-    batch: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    batch: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
 
     def __str__(self) -> str:
         return f"{self.cls}{'-' if self.note else ''}{self.note}"
