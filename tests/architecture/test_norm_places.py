@@ -44,7 +44,9 @@ def _check(block: str, paths: dict[str, str], calls: Calls) -> None:
     def call(role: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
         return [calls[paths[role]]] if paths.get(role) in calls else []
 
-    entered = [given for role in ENTRANCES[block] for given, _ in call(role)]
+    is_latent = block == "attention" and "attention.query_down" in paths  # the query is made of a latent there
+    entrances = ("attention.query_down", "attention.kv_down") if is_latent else ENTRANCES[block]
+    entered = [given for role in entrances for given, _ in call(role)]
     for _, fed in call(f"norm.{block}.pre"):
         for given in entered:
             assert torch.equal(fed, given), f"norm.{block}.pre does not feed it"
