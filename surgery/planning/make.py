@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,13 @@ def sites(subject: Any, registry: Registry | None = None, *, auto_class: str | N
 
 def inventory(subject: Any, registry: Registry, *, auto_class: str | None = None) -> Inventory:
     """Take the inventory of whatever `subject` is (see `plan`)."""
+    found = _inventory(subject, registry, auto_class)
+    architecture = _value(registry.architecture(found.model_type))
+    # Some models keep their head before the base model, which says nothing about what a tied tensor is.
+    return replace(found, aliases=frozenset(architecture.ties)) if architecture else found
+
+
+def _inventory(subject: Any, registry: Registry, auto_class: str | None) -> Inventory:
     if hasattr(subject, "named_modules"):
         return inventory_of_module(subject)
     if isinstance(subject, (str, Path)):
