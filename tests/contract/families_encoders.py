@@ -216,11 +216,12 @@ FAMILIES: tuple[Family, ...] = (
         # One convolution beside the first layer, which the vocabulary has no word for.
         other=tuple(f"encoder.conv.{name}" for name in ("conv.weight", "conv.bias", "LayerNorm.weight", "LayerNorm.bias")),
     ),
-    Family("vit", "ViTModel", batch=_image),
-    Family("vit", "ViTForImageClassification", batch=_image),
-    Family("vit", "ViTForImageClassification", {"qkv_bias": False}, "without-biases", batch=_image),
+    # transformers still writes the names that these modules had before.
+    Family("vit", "ViTModel", renamed=True, batch=_image),
+    Family("vit", "ViTForImageClassification", renamed=True, batch=_image),
+    Family("vit", "ViTForImageClassification", {"qkv_bias": False}, "without-biases", renamed=True, batch=_image),
     # The vector that stands for a hidden patch is neither a class nor a token.
-    Family("vit", "ViTForMaskedImageModeling", other=("vit.embeddings.mask_token",), batch=_masked_image),
+    Family("vit", "ViTForMaskedImageModeling", other=("vit.embeddings.mask_token",), renamed=True, batch=_masked_image),
     Family("whisper", "WhisperModel", batch=_transcribed),
     Family("whisper", "WhisperForConditionalGeneration", batch=_transcribed),
     Family("whisper", "WhisperForCausalLM", batch=_heard),

@@ -23,6 +23,7 @@ class Family:
         note: what tells it from the same class with other settings.
         silent: names of parameters that a forward never reads.
         other: names of parameters that no role of the vocabulary fits.
+        renamed: whether its files call parameters by other names than its modules do, so that headers tell other sites.
         batch: makes what the model is called with from the usual ids and mask.
     """
 
@@ -32,6 +33,7 @@ class Family:
     note: str = ""
     silent: tuple[str, ...] = ()
     other: tuple[str, ...] = ()
+    renamed: bool = False
     batch: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
 
     def __str__(self) -> str:
