@@ -23,11 +23,11 @@ _HEADS: dict[str, str | tuple[str, ...]] = {
     "head.classifier": ("classification_head.out_proj", "qa_outputs"),
 }
 _STACKS = {"encoder": "encoder.layers", "decoder": "decoder.layers"}
-_TIES = {
+_TIES: dict[str, str | tuple[str, ...]] = {
     f"{prefix}{alias}.weight": f"{prefix}shared.weight"
     for prefix in ("", "model.")
     for alias in ("encoder.embed_tokens", "decoder.embed_tokens")
-} | {"lm_head.weight": "model.shared.weight"}
+} | {"lm_head.weight": ("model.shared.weight", "model.decoder.embed_tokens.weight")}
 
 
 def _norms(place: str) -> dict[str, str]:
@@ -45,6 +45,7 @@ BART = Architecture(
     roles={**_BODY, **_norms("post")},
     heads=_HEADS,
     ties=_TIES,
+    ignored=("final_logits_bias",),
 )
 
 MBART = Architecture(
@@ -54,6 +55,7 @@ MBART = Architecture(
     roles={**_BODY, **_norms("pre"), "norm.final": ("encoder.layer_norm", "decoder.layer_norm")},
     heads=_HEADS,
     ties=_TIES,
+    ignored=("final_logits_bias",),
 )
 
 

@@ -22,6 +22,15 @@ VIT = Architecture(
         "head.transform": "pooler.dense",
     },
     heads={"head.classifier": "classifier", "head.projection": "decoder.0"},
+    files={  # the names of the first version
+        "layers": "encoder.layer",
+        "attention.q_proj": "attention.attention.query",
+        "attention.k_proj": "attention.attention.key",
+        "attention.v_proj": "attention.attention.value",
+        "attention.o_proj": "attention.output.dense",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+    },
 )
 
 

@@ -70,7 +70,8 @@ class Architecture:
         heads: role -> path relative to the whole model, for what stands outside the base model.
         conv1d: whether linear weights inside layers are stored (fan_in, fan_out). Live models tell this themselves;
             file headers cannot.
-        ties: parameter name -> the name it is tied to when a file leaves it out. Live models tell this themselves.
+        ties: parameter name -> the name it is tied to when a file leaves it out, or several where task classes differ.
+            Live models tell this themselves.
         uncalled: paths, as in `roles`, of linear modules and embeddings whose weight the model reads without calling
             the module, always or for some configurations (a `When`).
         transposed_experts: whether expert tensors are stored (experts, fan_in, fan_out).
@@ -93,7 +94,7 @@ class Architecture:
     roles: Mapping[str, Paths]
     heads: Mapping[str, Paths] = field(default_factory=dict)
     conv1d: bool = False
-    ties: Mapping[str, str] = field(default_factory=dict)
+    ties: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     uncalled: tuple[str | When, ...] = ()
     transposed_experts: bool = False
     open: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -116,6 +117,12 @@ class Architecture:
     def bases(self) -> tuple[str, ...]:
         """The possible names of the base model."""
         return (self.base,) if isinstance(self.base, str) else self.base
+
+    def tied_names(self) -> Iterator[tuple[str, str]]:
+        """Yield (name, a name it may be tied to)."""
+        for name, targets in self.ties.items():
+            for target in (targets,) if isinstance(targets, str) else targets:
+                yield name, target
 
     def places(self, *, heads: bool | None = None) -> Iterator[tuple[str, str | Slice, When]]:
         """Yield (role, path or slice, condition) of everything that is described, or of heads, or of all but heads."""

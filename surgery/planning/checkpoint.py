@@ -27,13 +27,15 @@ def inventory_of_checkpoint(folder: Path, architecture: Architecture | None, con
     entries = list(_entries(read_checkpoint_headers(folder).values(), architecture, settings))
     entries.sort(key=lambda entry: _natural(entry.name))
     names = {entry.name: entry for entry in entries}
-    ties: dict[str, tuple[str, ...]] = {}
-    for alias, target in (architecture.ties if architecture else {}).items():
-        if alias not in names and target in names and _is_left_out(alias, target, names):
+    groups: dict[str, list[str]] = {}  # the name that is in the file -> those that were left out
+    classes = config.get("architectures")
+    for alias, target in architecture.tied_names() if architecture else ():
+        if alias not in names and target in names and _is_left_out(alias, target, names, classes):
             path, _, parameter = alias.rpartition(".")
             source = names[target]
             entries.append(ParameterEntry(path, parameter, source.shape, source.dtype, ""))
-            ties[alias], ties[target] = (target,), (alias,)
+            groups.setdefault(target, [target]).append(alias)
+    ties = {name: tuple(other for other in group if other != name) for group in groups.values() for name in group}
     # Names that were left out come last, as heads do in a model: the first name of a tied tensor is then the same one.
     return Inventory(str(config.get("model_type") or "") or None, "", "headers", tuple(entries), ties, settings)
 
@@ -138,14 +140,26 @@ def _pattern(text: str) -> re.Pattern[str]:
     return re.compile(start + r"\.".join(parts) + r"(?![^.])")
 
 
-def _is_left_out(alias: str, target: str, names: Collection[str]) -> bool:
-    """Whether the model has `alias` although its file does not: not every task model has the head that is tied.
+# Names of the classes of transformers whose last layer may be tied to the tokens' table.
+_PREDICTS_TOKENS = re.compile(r".*(LMHead|DoubleHeads|ForCausalLM|ForMaskedLM|ForConditionalGeneration).*")
 
-    Either something else of the same head is in the file, or there is nothing but the base model, as in a decoder
-    whose only head is the tied one.
+
+def _is_left_out(alias: str, target: str, names: Collection[str], classes: Any) -> bool:
+    """Whether the model has `alias` although its file does not: not every task model has what is tied.
+
+    It does when something else of the same module is in the file, such as other layers of a decoder or the bias of a
+    head. A head of one tensor is there when the configuration names a class that has one; where it names no class,
+    when there is nothing but the base model.
     """
-    head, base = alias.partition(".")[0], target.partition(".")[0]
-    return any(name.startswith(f"{head}.") for name in names) or all(name.startswith(f"{base}.") for name in names)
+    holder, _, _ = alias.rpartition(".")
+    around = holder.rpartition(".")[0] or holder
+    if any(name.startswith(f"{around}.") for name in names):
+        return True
+    if around != holder:
+        return False
+    if isinstance(classes, list) and classes:
+        return _PREDICTS_TOKENS.fullmatch(str(classes[0])) is not None
+    return all(name.startswith(f"{target.partition('.')[0]}.") for name in names)
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:

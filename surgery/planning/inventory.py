@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -60,6 +60,7 @@ class Inventory:
         origin: `model`, `config` or `headers`: what the inventory was taken from.
         entries: one for each name; a tied parameter has several.
         ties: name -> all other names of the same tensor, for tied names only.
+        aliases: names of tied tensors that are not what the tensor is called, such as a head's for the tokens' table.
         settings: what the model's configuration says, by name.
     """
 
@@ -69,11 +70,16 @@ class Inventory:
     entries: tuple[ParameterEntry, ...]
     ties: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    aliases: Collection[str] = ()
 
     def canonical(self, name: str) -> str:
-        """Return the first name, in module order, of the tensor called `name`."""
+        """Return the first name, in module order, of the tensor called `name`; aliases come last."""
         others = self.ties.get(name, ())
-        return min((name, *others), key=self._order.__getitem__) if others else name
+        return min((name, *others), key=self.rank) if others else name
+
+    def rank(self, name: str) -> tuple[bool, int]:
+        """Return what names of one tensor are sorted by."""
+        return name in self.aliases, self._order[name]
 
     @cached_property
     def _order(self) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,13 @@ def anatomy(found: Inventory, registry: Registry) -> Anatomy:
 
 def inventory(subject: Any, registry: Registry, *, auto_class: str | None = None) -> Inventory:
     """Take the inventory of whatever `subject` is (see `plan`)."""
+    found = _inventory(subject, registry, auto_class)
+    architecture = _value(registry.architecture(found.model_type))
+    # Some models keep their head before the base model, which says nothing about what a tied tensor is.
+    return replace(found, aliases=frozenset(architecture.ties)) if architecture else found
+
+
+def _inventory(subject: Any, registry: Registry, auto_class: str | None) -> Inventory:
     if hasattr(subject, "named_modules"):
         return inventory_of_module(subject)
     if isinstance(subject, (str, Path)):

@@ -133,7 +133,7 @@ class _Resolver:
             if rule.tied == "untie":
                 kept.append((site, "untie"))
             elif is_whole or rule.tied == "share":
-                first = min(names.intersection((site.name, *site.tied)), key=self._position)
+                first = min(names.intersection((site.name, *site.tied)), key=self._inventory.rank)
                 if site.name == first:
                     kept.append((site, "share"))
             else:
@@ -148,15 +148,6 @@ class _Resolver:
         if problems:
             raise PlanError.of(problems)
         return kept
-
-    def _position(self, name: str) -> int:
-        return self._order.setdefault(name, len(self._order))
-
-    @property
-    def _order(self) -> dict[str, int]:
-        if not hasattr(self, "_positions"):
-            self._positions = {entry.name: index for index, entry in enumerate(self._inventory.entries)}
-        return self._positions
 
     def _claim(self, site: Site, tied: str) -> _Claim:
         name = site.name if tied == "untie" else self._inventory.canonical(site.name)

@@ -216,6 +216,7 @@ FAMILIES: tuple[Family, ...] = (
         # One convolution beside the first layer, which the vocabulary has no word for.
         other=tuple(f"encoder.conv.{name}" for name in ("conv.weight", "conv.bias", "LayerNorm.weight", "LayerNorm.bias")),
     ),
+    # transformers still writes the names that these modules had before.
     Family("vit", "ViTModel", batch=_image),
     Family("vit", "ViTForImageClassification", batch=_image),
     Family("vit", "ViTForImageClassification", {"qkv_bias": False}, "without-biases", batch=_image),

@@ -80,9 +80,9 @@ def test_three_sources_tell_the_same(item: Family, tmp_path: Path) -> None:
         assert found == live, str(source)
     for spec in (spec_for(item), WHOLE):
         plans = [plan(spec, source, REGISTRY) for source in (model, model.config, str(tmp_path))]
-        assert told(plans[0]) == told(plans[1]) == told(plans[2])
+        assert all(told(made) == told(plans[0]) for made in plans)
         assert plans[0].hash == plans[1].hash
-        assert [made.origin for made in plans] == ["model", "config", "headers"]
+        assert [made.origin for made in plans] == ["model", "config", "headers"][: len(plans)]
         assert len({made.model_parameters for made in plans}) == 1
         assert plans[0].model_parameters == sum(parameter.numel() for parameter in model.parameters())
         assert plans[0].parameters == plans[0].adapter_parameters + plans[0].head_parameters
