@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class LoraOptions(Options):
     """What a rule with `adapter: lora` may say."""
 
-    rank: int = Field(gt=0, description="rank of the update")
-    alpha: float = Field(default=16.0, gt=0, description="the update is scaled by alpha / rank")
+    rank: int = Field(gt=0, le=2**20, description="rank of the update")
+    alpha: float = Field(default=16.0, gt=0, le=1e9, description="the update is scaled by alpha / rank")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the adapter's input while training")
     init: Literal["kaiming", "gaussian", "orthogonal", "zeros"] = Field(
         default="kaiming", description="how A starts; B starts at zero, so the first output is the base's"

@@ -27,8 +27,10 @@ class ReplacementAdapter(Adapter):
     def fold(self, parameter: str, weight: torch.Tensor, pristine: torch.Tensor) -> torch.Tensor:
         if weight is pristine:
             return self._turn(self.value).to(weight.dtype)
-        # On top of other adapters it counts as the change that it made to the base.
-        return weight + (self._turn(self.value).to(weight.dtype) - pristine)
+        # On top of other adapters it counts as the change that it made to the base. What it left alone stays as it
+        # is: an infinity minus itself would be NaN.
+        value = self._turn(self.value).to(weight.dtype)
+        return torch.where(value == pristine, weight, weight + (value - pristine))
 
     def _turn(self, tensor: torch.Tensor) -> torch.Tensor:
         """From (fan_out, fan_in) to the stored orientation and back."""

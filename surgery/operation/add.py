@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import nn
 
@@ -57,15 +57,19 @@ def _freeze(modules: Mapping[str, nn.Module], ledger: Ledger) -> None:
     """No base parameter trains while the model is operated."""
     parameters = [p for module in modules.values() for p in module._parameters.values() if p is not None]
     trained = [parameter for parameter in parameters if parameter.requires_grad]
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
 
-    def set_all(value: bool) -> Callable[[], None]:
-        def act() -> None:
-            for parameter in trained:
-                parameter.requires_grad = value
+    def freeze() -> None:
+        for parameter in trained:
+            parameter.requires_grad = False
 
-        return act
+    def give_back() -> None:
+        for parameter in trained:
+            parameter.requires_grad = True
+        for parameter in frozen:
+            parameter.requires_grad = False
 
-    ledger.act(set_all(False), set_all(True))
+    ledger.act(freeze, give_back)
 
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:

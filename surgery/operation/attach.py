@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -54,11 +55,28 @@ def build_adapters(plan: Plan, modules: Mapping[str, nn.Module], registry: Regis
     """
     built = []
     generator = torch.Generator()
-    with torch.random.fork_rng(devices=[]):
+    with _alike_everywhere():
         for edit in plan.edits:
             generator.manual_seed(site_seed(plan.spec.seed, edit.site.key))
             built.append(_build(edit, modules[edit.site.path], generator, registry))
     return built
+
+
+@contextmanager
+def _alike_everywhere() -> Iterator[None]:
+    """What a plugin builds must not depend on settings of the process, nor change its random state.
+
+    Decompositions, as orthogonal starts need them, give other bits on other numbers of threads.
+    """
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(mode=False):
+        try:
+            torch.set_default_dtype(torch.float32)
+            torch.set_num_threads(1)
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.set_default_dtype(dtype)
 
 
 class _Copies(Mapping[str, torch.Tensor]):

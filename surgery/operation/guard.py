@@ -28,6 +28,9 @@ _WRAPPERS = {
 }
 
 
+_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+
+
 def refuse_unfit(plan: Plan, modules: Mapping[str, nn.Module], *, is_first: bool) -> None:
     """Raise StateError for models that are compiled, wrapped, sharded, quantised, on meta, or already operated."""
     problems: list[Problem] = []
@@ -86,7 +89,7 @@ def _of_site(site: Site, modules: Mapping[str, nn.Module]) -> list[Problem]:
     reasons = (
         (parameter.is_meta, "the parameter is on the meta device and has no values", "load the weights first"),
         (type(parameter.data) is not torch.Tensor, "the parameter is no plain tensor", "operate before you shard it"),
-        (not parameter.is_floating_point(), "the parameter is quantised", "dequantise the model first"),
+        (parameter.dtype not in _DTYPES, f"a parameter in {found} cannot be adapted", "dequantise the model first"),
         (found != dtype, "the plan was made for another dtype than the model's", "plan again for this model"),
         (
             list(parameter.shape) != shape,

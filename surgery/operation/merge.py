@@ -39,6 +39,7 @@ class MergeRecord:
         return asdict(self)
 
 
+@torch.inference_mode(mode=False)
 @torch.no_grad()
 def merged_value(slot: Slot, names: Collection[str]) -> tuple[torch.Tensor, MergeRecord]:
     """Return the live tensor for the active set `names`, and the record of what that does.
@@ -70,7 +71,8 @@ def merged_value(slot: Slot, names: Collection[str]) -> tuple[torch.Tensor, Merg
     is_kept = (folded == wide) | (wide.isnan() & folded.isnan())
     rounded = round_once(folded, pristine.dtype)
     value = torch.where(is_kept, pristine, rounded)
-    if bool((torch.isfinite(wide) & ~torch.isfinite(value)).any()):
+    is_lost = (torch.isfinite(wide) & ~torch.isfinite(value)) | (value.isnan() & ~wide.isnan())
+    if bool(is_lost.any()):
         raise StateError(
             f"merging would turn finite weights into NaN or inf in {pristine.dtype}",
             slot.name,

@@ -45,8 +45,13 @@ def operate(
         base = loaded_from if loaded_from and Path(loaded_from).exists() else None
     body = Body(model, Keeper(keep, Path(base) if base is not None else None))
     found = registry or load_registry()
-    add_plan(body, plan, name, found, is_first=True)
-    return Operation(body, found)
+    operation = Operation(body, found)
+    try:
+        add_plan(body, plan, name, found, is_first=True)
+        return operation
+    except BaseException:  # Ctrl-C at the very end: nobody has the handle yet
+        body.ledger.undo()
+        raise
 
 
 def load_adapter(

@@ -149,23 +149,34 @@ class Operation:
         """
         self._must_be_open()
         chosen = frozenset(self._choose(names))
-        body, before = self._body, self._body.disabled
+        body, before, suspended = self._body, self._body.disabled, self._suspended
         body.check_hosts()
         aside = Ledger()
-        with aside.all_or_nothing():
+
+        def tell() -> None:
+            body.disabled = before
+            body.refresh()
+
+        def resume() -> None:
+            aside.undo()
+            self._suspended = suspended
+
+        try:
+            # The first inverse runs last, when the merged weights are back.
+            aside.act(lambda: None, tell)
+            self._suspended = suspended + 1
             if chosen & body.merged:
                 body.remember(aside, body.slots.values())
                 body.set_merged(body.merged - chosen)
             body.disabled = before | chosen
             body.refresh()
-        self._suspended += 1
-        try:
             yield
         finally:
-            self._suspended -= 1
-            body.disabled = before
-            aside.undo()
-            body.refresh()
+            try:
+                resume()
+            except BaseException:  # Ctrl-C: what was interrupted can be repeated
+                resume()
+                raise
 
     def probe(self, *args: Any, **kwargs: Any) -> dict[str, int]:
         """Run the model once and return site key -> number of uses; a site that is never used is an error.
@@ -249,10 +260,12 @@ class Operation:
 
         Raises:
             CheckpointError: the folder exists and is not empty, or cannot be written.
+            DriftError: somebody else changed the base, so that the adapter would load on no true one.
         """
         from surgery.operation.store import save_adapter
 
         self._must_be_open()
+        self._body.check()
         return save_adapter(self._body, self._registry, Path(folder), self._one(name))
 
     def load(self, folder: str | Path, name: str | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -222,3 +223,43 @@ def test_with_blocks_undo_when_interrupted() -> None:
     with pytest.raises(KeyboardInterrupt):
         stop()
     assert_same_state(before, model_state(model))
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("prepare", [prepared, half_merged], ids=["live", "half-merged"])
+def test_an_interrupted_disabled_block_brings_everything_back(
+    prepare: Callable[[], Operation], at: int, after: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At whichever refresh: on entering, and on leaving."""
+    op = prepare()
+    state, output = model_state(op.model), op.model(ToyModel.batch())
+    with interrupted(body.Body, "refresh", at, monkeypatch, after=after) as calls:
+        try:
+            with op.disabled():
+                pass
+        except KeyboardInterrupt:
+            pass
+        else:
+            assert len(calls) < at
+    assert_same_state(state, model_state(op.model), "by an interrupted disabled()")
+    assert (op.model(ToyModel.batch()) == output).all()
+    with op.disabled():
+        assert not (op.model(ToyModel.batch()) == output).all()
+    op.undo()
+
+
+def test_ctrl_c_when_operate_is_about_to_return(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = import_module("surgery.operation.operate")  # the package has a function of this name
+    model = ToyModel(layers=1)
+    before = model_state(model)
+    real = module.add_plan
+
+    def add_and_stop(*arguments: Any, **options: Any) -> None:
+        real(*arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "add_plan", add_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        operate(model, planned(model, *MIX), registry=REGISTRY)
+    assert_same_state(before, model_state(model), "by an operate that nobody got the handle of")
