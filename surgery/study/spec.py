@@ -38,7 +38,8 @@ MAJORITY = "majority"
 
 _Seed = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 _Rate = Annotated[float, Field(gt=0, le=100)]
-_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,47}\z")]
+# It reaches the JSON Schema, so it is ECMA-262's too; in Pydantic's engine `$` takes no newline before the end.
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,47}$")]
 _Rules = Annotated[tuple[Rule, ...], BeforeValidator(at_most(MAX_RULES, "rules"))]
 
 
