@@ -102,7 +102,7 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Spec]:
     path = folder / CONFIG_FILE
     if not path.is_file():
         what = "no such folder" if not folder.exists() else f"no {CONFIG_FILE} here"
-        raise CheckpointError(what, str(folder), "name the folder that op.save() or `surgery train` wrote")
+        raise CheckpointError(what, str(folder), _adapter_hint(folder))
     try:
         if path.stat().st_size > _MAX_CONFIG:
             raise CheckpointError("the file is too large", str(path))
@@ -120,6 +120,13 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Spec]:
             ]
         ) from error
     return config, spec
+
+
+def _adapter_hint(folder: Path) -> str:
+    inside = folder / "adapter"
+    if (inside / CONFIG_FILE).is_file():
+        return f"this is a folder of `surgery train`; its adapter is {inside}"
+    return "name the folder that op.save() wrote, or the folder adapter in that of a finished `surgery train`"
 
 
 def refuse_missing_plugins(config: Mapping[str, Any], registry: Registry, folder: Path) -> None:

@@ -308,6 +308,15 @@ def test_a_refused_load_leaves_a_running_operation_as_it_was(name: str, copied: 
             op.load(copied)
 
 
+def test_the_folder_of_a_training_names_the_adapter_in_it(copied: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        load(copied.parent)
+    assert caught.value.hint == f"this is a folder of `surgery train`; its adapter is {copied}"
+    with pytest.raises(CheckpointError) as caught:
+        load(copied.parent / "nowhere")
+    assert caught.value.hint.startswith("name the folder that op.save() wrote")
+
+
 def test_several_things_that_are_wrong_come_at_once(copied: Path) -> None:
     TAMPERED["missing tensor"][0](copied)
     TAMPERED["extra tensor"][0](copied)
