@@ -40,7 +40,7 @@ def plan(
 
     No weights are read and nothing is changed. With a task in the spec, the model gets that task's head.
     """
-    from surgery.cli.files import placing, read_spec
+    from surgery.cli.files import free_folder, placing, read_spec
     from surgery.cli.models import known_model
     from surgery.planning import render_plan
 
@@ -53,8 +53,9 @@ def plan(
     if decided.head_parameters and decided.origin == "config":
         call.note("the head is planned with the labels of the model's configuration; training sizes it by the data")
     if found.training is not None:
-        given = [*(("--model", model) if model else ()), *(() if found.data else ("--data", "FILE"))]
-        call.next_step(shell("surgery", "train", spec, "--out", f"runs/{found.name}", *given))
+        has_data = found.data is not None and (found.data.name or found.data.train)
+        given = [*(("--model", model) if model else ()), *(() if has_data else ("--data", "FILE"))]
+        call.next_step(shell("surgery", "train", spec, "--out", free_folder(f"runs/{found.name}"), *given))
 
 
 def _subject(spec: Spec, path: Path, model: str | None) -> str:
