@@ -52,6 +52,11 @@ def plan(
     call.answer(decided.to_dict(), render_plan(decided), _style)
     if decided.head_parameters and decided.origin == "config":
         call.note("the head is planned with the labels of the model's configuration; training sizes it by the data")
+    if decided.origin == "config" and found.task is not None and call.is_talkative:
+        from surgery.training.trained import perhaps_untrained
+
+        if note := perhaps_untrained(decided, subject, registry.task(found.task.kind).auto_class, registry):
+            call.note(note)
     if found.training is not None:
         has_data = found.data is not None and (found.data.name or found.data.train)
         given = [*(("--model", model) if model else ()), *(() if has_data else ("--data", "FILE"))]

@@ -130,6 +130,24 @@ def test_plan_from_headers(invoke: Run, spec: Write, models: Path, golden: Golde
     golden("plan-headers", result.out + result.err)
 
 
+def test_plan_tells_of_a_head_that_nobody_trains(invoke: Run, spec: Write, models: Path) -> None:
+    def notes(rules: str, model: str, task: str) -> list[str]:
+        result = invoke("plan", spec(rules, task), models / model)
+        assert result.code == 0
+        return [line for line in result.err.splitlines() if line.startswith("note: no rule trains")]
+
+    assert notes(LORA, "bert", TASK) == [
+        "note: no rule trains head.transform and head.classifier (bert.pooler.dense.weight, bert.pooler.dense.bias, "
+        "classifier.weight, classifier.bias), which the checkpoint may not hold; add  "
+        r"- {role: head\.(transform|classifier), adapter: full}"
+    ]
+    assert notes(f"{LORA}\n  {HEAD}", "bert", TASK) == []
+    classifier = notes(f"{LORA}\n  {HEAD.replace('(transform|classifier)', 'transform')}", "bert", TASK)
+    assert classifier[0].endswith(r"- {role: head\.classifier, adapter: full}")
+    for model in ("gpt2", "llama"):
+        assert notes(LORA, model, "task: {kind: causal-lm}\n") == []
+
+
 TRAINED = TASK + "training: {steps: 2, learning_rate: 1e-3}\n"
 
 
