@@ -125,7 +125,7 @@ class StudySpec(StrictModel):
         lines = []
         if isinstance(context, Context) and context.from_file and "version" not in data:
             lines.append(said("key 'version' is missing", f"write version: {VERSION} in the first line"))
-        return [*lines, *_arm_lines(data), *_seed_lines(data), *_head_lines(data)]
+        return [*lines, *_data_lines(data), *_arm_lines(data), *_seed_lines(data), *_head_lines(data)]
 
     def canonical_json(self) -> str:
         """Return the study as JSON with sorted keys, no spaces and all defaults: equal studies give equal text."""
@@ -169,6 +169,16 @@ def _arm_lines(data: Mapping[str, Any]) -> list[InitErrorDetails]:
         names = [str(name) for name in arms]
         lines.append(said(f"no arm is called {reference!r}", nearest(reference, names), ("reference",)))
     return lines
+
+
+def _data_lines(data: Mapping[str, Any]) -> list[InitErrorDetails]:
+    """A data set's own test split is found when it is loaded; files must be named."""
+    given = data.get("data")
+    plain = given.model_dump() if isinstance(given, DataSpec) else given
+    if not isinstance(plain, Mapping) or plain.get("name") is not None or plain.get("test") is not None:
+        return []
+    hint = "write data.test: FILE; it is read once for every final run, and validation only chooses learning rates"
+    return [said("names no test file, and a study needs one", hint, ("data",))]
 
 
 def _seed_lines(data: Mapping[str, Any]) -> list[InitErrorDetails]:
