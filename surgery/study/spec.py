@@ -29,6 +29,7 @@ from surgery.spec._fields import Text, at_most, frozen_map, plain_map
 from surgery.spec._frozen import MAX_INTEGER
 from surgery.spec._spec import MAX_RULES, VERSION, Version
 from surgery.spec._strict import said
+from surgery.spec._write import to_yaml
 
 __all__ = ["FROZEN", "MAJORITY", "ArmSpec", "Forgetting", "StudySpec", "StudyTraining", "load_study"]
 
@@ -131,6 +132,10 @@ class StudySpec(StrictModel):
         """Return the study as JSON with sorted keys, no spaces and all defaults: equal studies give equal text."""
         data = self.model_dump(mode="json")
         return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+    def to_yaml(self) -> str:
+        """Return the study as it was written, in its own order and without what was left to a default."""
+        return to_yaml({"version": self.version, **self.model_dump(mode="json", exclude_unset=True)})
 
     @property
     def hash(self) -> str:
