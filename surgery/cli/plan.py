@@ -22,7 +22,9 @@ EXAMPLES = "Example:  surgery plan specs/bert-lora-qv.yaml roberta-base"
 
 def plan(
     call: Call,
-    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="The spec file.", autocompletion=spec_files)],
+    spec: Annotated[
+        Path, typer.Argument(metavar="SPEC", help="The spec file.", readable=False, autocompletion=spec_files)
+    ],
     model: Annotated[
         str | None,
         typer.Argument(
