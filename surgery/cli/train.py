@@ -78,9 +78,17 @@ def train(
     from surgery.training import train as run  # the slow import comes after the spec is known to be valid
 
     with placing(spec), progress(call) as tell:
-        result = run(found, out, registry=registry, data=override, model=model, resume=resume, progress=tell, keep=keep)
-    for note in result.notes:
-        call.note(note)
+        result = run(
+            found,
+            out,
+            registry=registry,
+            data=override,
+            model=model,
+            resume=resume,
+            progress=tell,
+            tell=call.note,
+            keep=keep,
+        )
     call.answer(_plain(result), _text(found, result), lambda line: "bold green" if line.startswith("trained") else "")
     call.next_step(f"in Python: surgery.load_adapter(model, {str(result.folder / 'adapter')!r})")
 
