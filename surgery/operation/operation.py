@@ -37,6 +37,14 @@ class Operation:
         self._is_leaving = False
         self._suspended = 0
 
+    def __repr__(self) -> str:
+        state = "over" if self._is_over else ", ".join(map(self._described, self.names)) or "no adapter"
+        return f"<Operation on {type(self.model).__name__}: {state}>"
+
+    def _described(self, name: str) -> str:
+        marks = [*(["merged"] if name in self.merged else []), *(["disabled"] if name in self._body.disabled else [])]
+        return f"{name} ({', '.join(marks)})" if marks else name
+
     @property
     def model(self) -> nn.Module:
         """The operated model, the very object that was given."""
