@@ -252,8 +252,13 @@ class Operation:
         if not self._is_committed:
             self.undo()
 
-    def save(self, folder: str | Path, name: str | None = None) -> Path:
+    def save(self, folder: str | Path, name: str | None = None, *, overwrite: bool = False) -> Path:
         """Write one adapter as a folder: tensors, spec, plan hash, plugins, fingerprint of the base. All or nothing.
+
+        Args:
+            folder: where; new or empty.
+            name: which adapter; the only one, without a name.
+            overwrite: the folder may hold an adapter, which is replaced when the new one is complete.
 
         Raises:
             CheckpointError: the folder exists and is not empty, or cannot be written.
@@ -261,7 +266,7 @@ class Operation:
         from surgery.operation.store import save_adapter
 
         self._must_be_open()
-        return save_adapter(self._body, self._registry, Path(folder), self._one(name))
+        return save_adapter(self._body, self._registry, Path(folder), self._one(name), overwrite=overwrite)
 
     def load(self, folder: str | Path, name: str | None = None) -> None:
         """Load the tensors of a saved adapter of the same plan into the running one, strictly.
