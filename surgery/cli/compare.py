@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "compare"]
 
-EXAMPLES = "Example:  surgery compare specs/demo-bert.yaml --out runs/demo-bert"
+EXAMPLES = "Example:  surgery compare specs/demo-bert.yaml --out runs/demo/bert"
 
 
 def compare(
