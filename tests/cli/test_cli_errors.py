@@ -55,6 +55,12 @@ def test_plan_errors(name: str, invoke: Run, spec: Write, models: Path, golden: 
     assert all(set(problem) == {"what", "where", "hint"} for problem in told.error["problems"])  # type: ignore[union-attr]
 
 
+def test_a_misspelt_model_of_a_plugin(invoke: Run) -> None:
+    result = invoke("inspect", "demo:gtp2")
+    assert result.code == 8
+    assert "did you mean 'demo:gpt2'" in result.err
+
+
 def test_missing_spec(invoke: Run, spec: Write, tmp_path: Path, golden: Golden) -> None:
     spec(LORA, name="bert-lora")
     result = invoke("plan", tmp_path / "bert-lroa.yaml")

@@ -86,6 +86,8 @@ def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
     write_lines(tmp_path / "train.jsonl", [{"text": "a"}])
     error = refused(tmp_path / "trian.jsonl")
     assert (error.what, error.hint) == ("no such file", "did you mean 'train.jsonl'?")
+    (tmp_path / "spec.yaml").write_text("version: 1")
+    assert refused(tmp_path / "other.csv").hint == "known: train.jsonl"
 
 
 def test_an_unreadable_file(tmp_path: Path) -> None:
