@@ -194,7 +194,6 @@ class _Watch(TrainerCallback):
         self._reduce = reduce
         self._told = 0.0
         self._detail: Callable[..., None] | None = getattr(progress, "detail", None)
-        self._evaluation = ""
         self.is_interrupted = False
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -219,19 +218,18 @@ class _Watch(TrainerCallback):
         if self._progress is not None and (step == total or now - self._told >= _PROGRESS_SECONDS):
             self._told = now
             if self._detail is not None:
-                self._detail(self._losses())
+                self._detail(self._loss())
             self._progress(step, total, self._description)
 
     def tell_evaluation(self, step: int, total: int, told: str) -> None:
         """Tell what the validation split says after `step`, to whoever wants to hear of losses."""
-        self._evaluation = told
         if self._progress is not None and self._detail is not None:
-            self._detail(self._losses(), is_news=True)
+            self._detail(", ".join(filter(None, (self._loss(), told))), is_news=True)
             self._progress(step, total, self._description)
 
-    def _losses(self) -> str:
+    def _loss(self) -> str:
         loss = self._recorder.recent_loss()
-        return ", ".join(filter(None, (f"loss {loss:.4f}" if loss is not None else "", self._evaluation)))
+        return "" if loss is None else f"loss {loss:.4f}"
 
 
 class Interruptible:
