@@ -12,6 +12,7 @@ class DemoModels(ModelSource):
     """`demo:minilm`, from an installed distribution, and `demo:gpt2`, which this package carries."""
 
     name = "demo"
+    names = ("demo:gpt2", "demo:minilm")
     summary = "demo:minilm (all-MiniLM-L6-v2, extra `demo`) and demo:gpt2 (1.3 M parameters, shipped)"
 
     def resolve(self, ref: str) -> Path | str | None:

@@ -21,7 +21,8 @@ EXAMPLES = "Example:  surgery check specs/*.yaml"
 def check(
     call: Call,
     specs: Annotated[
-        list[Path], typer.Argument(metavar="SPEC", help="Spec or study files.", autocompletion=spec_files)
+        list[Path],
+        typer.Argument(metavar="SPEC", help="Spec or study files.", readable=False, autocompletion=spec_files),
     ],
 ) -> None:
     """Check specs and studies, options of plugins included, and tell every mistake with its place.

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "compare"]
 
-EXAMPLES = "Example:  surgery compare specs/demo-bert.yaml --out runs/demo-bert"
+EXAMPLES = "Example:  surgery compare specs/demo-bert.yaml --out runs/demo/bert"
 
 
 def compare(
     call: Call,
-    study: Annotated[Path, typer.Argument(metavar="STUDY", help="The study file.", autocompletion=spec_files)],
+    study: Annotated[
+        Path, typer.Argument(metavar="STUDY", help="The study file.", readable=False, autocompletion=spec_files)
+    ],
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="DIR", help="The results folder; new, empty, or this study's.")
     ],

@@ -4,7 +4,7 @@ r"""How a call ends: errors as lines (or JSON) on stderr, and the exit code.
 |---|---|
 | 0 | done |
 | 1 | an error of no kind below |
-| 2 | the command line itself: an unknown verb or option, a missing argument (told as text, `--json` or not) |
+| 2 | the command line itself: an unknown verb or option, a missing argument |
 | 3 | `SpecError`: a spec or study that cannot be read or does not say what it must |
 | 4 | `PlanError`: a spec that does not fit the model |
 | 5 | `PluginError`: a plugin that is missing, broken, misspelt, or clashes with another |

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from surgery.registry import Registry
     from surgery.study import StudySpec
 
-__all__ = ["placing", "read", "read_spec", "read_study"]
+__all__ = ["free_folder", "placing", "read", "read_spec", "read_study"]
 
 _PLACE = re.compile(r"([a-z_]+)((?:\[\d+\]|\.[a-z_]+)+)(?: \(.*\)((?:\.[a-z_]+)*))?", flags=re.DOTALL)
 _STEP = re.compile(r"\[(\d+)\]|\.([a-z_]+)")
+_MOST_TRIES = 100
 
 
 def read(path: Path, registry: Registry) -> Spec | StudySpec:
@@ -59,6 +60,15 @@ def placing(path: Path) -> Iterator[None]:
     except SurgeryError as error:
         document = load_document(path, defer=True)
         raise type(error).of([_placed(problem, document) for problem in error.problems]) from error
+
+
+def free_folder(name: str) -> str:
+    """Return `name`, or the first of `name-2`, `name-3`, ... that is not there or empty: a folder to suggest."""
+    for number in range(1, _MOST_TRIES):
+        path = Path(name if number == 1 else f"{name}-{number}")
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            return str(path)
+    return "DIR"
 
 
 def _placed(problem: Problem, document: Document) -> Problem:

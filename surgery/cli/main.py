@@ -13,11 +13,13 @@ import typer
 
 from surgery.cli import architecture, check, compare, inspect, plan, plugins, report, schema, train
 from surgery.cli.command import as_command, as_root
+from surgery.cli.usage import Program
 
 __all__ = ["app", "run"]
 
 app = typer.Typer(
     name="surgery",
+    cls=Program,
     # Rich help would import Rich, which costs more than all the rest of --help.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

@@ -24,6 +24,8 @@ def known_model(ref: str, registry: Registry) -> str:
     if Path(ref).exists() or any(source.value.resolve(ref) is not None for source in registry.models.values()):
         return ref
     near = nearest(Path(ref).name, _beside(ref))
+    if ":" in ref:
+        near = nearest(ref, [name for source in registry.models.values() for name in source.value.names])
     hint = "give a folder with config.json, a config.json, a .safetensors file, or a model's name"
     raise CheckpointError(
         "there is no such model, folder or file", ref, near if near.startswith("did you mean") else hint

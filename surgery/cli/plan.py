@@ -22,7 +22,9 @@ EXAMPLES = "Example:  surgery plan specs/bert-lora-qv.yaml roberta-base"
 
 def plan(
     call: Call,
-    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="The spec file.", autocompletion=spec_files)],
+    spec: Annotated[
+        Path, typer.Argument(metavar="SPEC", help="The spec file.", readable=False, autocompletion=spec_files)
+    ],
     model: Annotated[
         str | None,
         typer.Argument(
@@ -40,7 +42,7 @@ def plan(
 
     No weights are read and nothing is changed. With a task in the spec, the model gets that task's head.
     """
-    from surgery.cli.files import placing, read_spec
+    from surgery.cli.files import free_folder, placing, read_spec
     from surgery.cli.models import known_model
     from surgery.planning import render_plan
 
@@ -52,9 +54,15 @@ def plan(
     call.answer(decided.to_dict(), render_plan(decided), _style)
     if decided.head_parameters and decided.origin == "config":
         call.note("the head is planned with the labels of the model's configuration; training sizes it by the data")
+    if decided.origin == "config" and found.task is not None and call.is_talkative:
+        from surgery.training.trained import perhaps_untrained
+
+        if note := perhaps_untrained(decided, subject, registry.task(found.task.kind).auto_class, registry):
+            call.note(note)
     if found.training is not None:
-        given = [*(("--model", model) if model else ()), *(() if found.data else ("--data", "FILE"))]
-        call.next_step(shell("surgery", "train", spec, "--out", f"runs/{found.name}", *given))
+        has_data = found.data is not None and (found.data.name or found.data.train)
+        given = [*(("--model", model) if model else ()), *(() if has_data else ("--data", "FILE"))]
+        call.next_step(shell("surgery", "train", spec, "--out", free_folder(f"runs/{found.name}"), *given))
 
 
 def _subject(spec: Spec, path: Path, model: str | None) -> str:

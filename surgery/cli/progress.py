@@ -50,14 +50,21 @@ class _Lines:
         self._stream = stream
         self._seconds = seconds
         self._last = (0.0, "")
+        self._detail = ("", False)
+
+    def detail(self, text: str, *, is_news: bool = False) -> None:
+        """Say more in the line of the next call; news are not left out."""
+        self._detail = (text, is_news)
 
     def __call__(self, done: int, total: int, description: str) -> None:
         now = time.monotonic()
         told, about = self._last
-        if done < total and about == description and now - told < self._seconds:
+        (text, is_news), self._detail = self._detail, ("", False)
+        if done < total and about == description and now - told < self._seconds and not is_news:
             return
         self._last = (now, description)
-        write_line(self._stream, [(f"[{done:>{len(str(total))}}/{total}] {description}", "")])
+        more = f"  {text}" if text else ""
+        write_line(self._stream, [(f"[{done:>{len(str(total))}}/{total}] {description}{more}", "")])
         self._stream.flush()
 
 
@@ -68,14 +75,21 @@ class _Bars:
         self._display = display
         self._is_single = is_single
         self._tasks: dict[str, TaskID] = {}
+        self._detail = ""
+
+    def detail(self, text: str, *, is_news: bool = False) -> None:
+        """Say more in the bar of the next call."""
+        self._detail = text
 
     def __call__(self, done: int, total: int, description: str) -> None:
         from rich.markup import escape
 
+        shown = f"{description}  {self._detail}" if self._detail else description
+        self._detail = ""
         key = "" if self._is_single else description
         if key not in self._tasks:
-            self._tasks[key] = self._display.add_task(escape(description), total=total)
-        self._display.update(self._tasks[key], completed=done, total=total, description=escape(description))
+            self._tasks[key] = self._display.add_task(escape(shown), total=total)
+        self._display.update(self._tasks[key], completed=done, total=total, description=escape(shown))
 
 
 def _bars(stream: TextIO) -> RichProgress:

@@ -11,7 +11,7 @@ from surgery.cli.call import Call, shell
 
 __all__ = ["EXAMPLES", "report"]
 
-EXAMPLES = "Example:  surgery report runs/demo-bert"
+EXAMPLES = "Example:  surgery report runs/demo/bert"
 
 
 def report(

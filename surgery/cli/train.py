@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,24 +15,29 @@ if TYPE_CHECKING:
     from surgery.spec import Spec
     from surgery.training import RunResult
 
-__all__ = ["EXAMPLES", "Keep", "parse_data", "train"]
+__all__ = ["EXAMPLES", "parse_data", "train"]
 
 EXAMPLES = "Example:  surgery train specs/sentiment-sst2.yaml --out runs/sst2"
 
 _SPLITS = ("train", "validation", "test")
 
 
-class Keep(StrEnum):
-    """Where the originals are while an adapter is merged."""
+_KEEP = ("ram", "disk", "none")
 
-    ram = "ram"
-    disk = "disk"
-    none = "none"
+
+def _keep(value: str) -> str:
+    if value not in _KEEP:
+        from surgery.errors import nearest
+
+        raise typer.BadParameter(f"{value!r} is unknown; {nearest(value, _KEEP)}")
+    return value
 
 
 def train(
     call: Call,
-    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="The spec file.", autocompletion=spec_files)],
+    spec: Annotated[
+        Path, typer.Argument(metavar="SPEC", help="The spec file.", readable=False, autocompletion=spec_files)
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The run folder; new or empty.")],
     data: Annotated[
         str | None,
@@ -52,8 +56,14 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that DIR holds.")] = False,
     keep: Annotated[
-        Keep, typer.Option("--keep", help="Where originals are while merged: in memory, on disk, or nowhere.")
-    ] = Keep.ram,
+        str,
+        typer.Option(
+            "--keep",
+            metavar="<ram|disk|none>",
+            callback=_keep,
+            help="Where originals are while merged: in memory, on disk, or nowhere.",
+        ),
+    ] = "ram",
 ) -> None:
     """Train what a spec says, into a folder that holds everything needed to repeat it.
 
@@ -69,10 +79,16 @@ def train(
 
     with placing(spec), progress(call) as tell:
         result = run(
-            found, out, registry=registry, data=override, model=model, resume=resume, progress=tell, keep=keep.value
+            found,
+            out,
+            registry=registry,
+            data=override,
+            model=model,
+            resume=resume,
+            progress=tell,
+            tell=call.note,
+            keep=keep,
         )
-    for note in result.notes:
-        call.note(note)
     call.answer(_plain(result), _text(found, result), lambda line: "bold green" if line.startswith("trained") else "")
     call.next_step(f"in Python: surgery.load_adapter(model, {str(result.folder / 'adapter')!r})")
 

@@ -40,7 +40,7 @@ def refuse_unfit(plan: Plan, modules: Mapping[str, nn.Module], *, is_first: bool
         if is_wrapped or module._compiled_call_impl is not None or STATE_CHILD in module._modules:
             problems += _of_module(path, module, is_first)
     if problems:  # what else is wrong may come from that
-        raise StateError.of(problems[:20])
+        raise StateError.of(list(dict.fromkeys(problems))[:20])
     for edit in plan.edits:
         for site in edit.sites:
             problems += _of_site(site, modules)
@@ -60,7 +60,8 @@ def _of_module(path: str, module: nn.Module, is_first: bool) -> list[Problem]:
     if module._compiled_call_impl is not None:
         return [Problem("the module is already compiled", path or "the model", _WRAPPERS["OptimizedModule"])]
     if is_first and is_operated(module):
-        return [Problem("the model is already operated", path, "use op.add(plan, name=...), or op.undo() first")]
+        hint = 'use op.add(plan, name="b") or surgery.load_adapter(op, folder, name="b"), or op.undo() first'
+        return [Problem("the model is already operated", hint=hint)]  # without its path: all hosts say the same
     if STATE_CHILD in module._modules and not is_operated(module):
         return [
             Problem(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from surgery.errors import StateError
 from surgery.operation.add import add_plan
 from surgery.operation.body import Body
 from surgery.operation.operation import Operation
@@ -40,6 +41,9 @@ def operate(
         StateError: the model cannot be operated; it says what to do instead. The model is unchanged.
         PluginError: an adapter type failed. The model is unchanged.
     """
+    if not isinstance(plan, Plan):
+        hint = "surgery.operate(model, surgery.plan(spec, model))"
+        raise StateError(f"this is a {type(plan).__name__}, not a plan", hint=hint)
     if base is None and keep == "disk":
         loaded_from = getattr(model, "name_or_path", "")
         base = loaded_from if loaded_from and Path(loaded_from).exists() else None

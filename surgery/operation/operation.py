@@ -37,6 +37,14 @@ class Operation:
         self._is_leaving = False
         self._suspended = 0
 
+    def __repr__(self) -> str:
+        state = "over" if self._is_over else ", ".join(map(self._described, self.names)) or "no adapter"
+        return f"<Operation on {type(self.model).__name__}: {state}>"
+
+    def _described(self, name: str) -> str:
+        marks = [*(["merged"] if name in self.merged else []), *(["disabled"] if name in self._body.disabled else [])]
+        return f"{name} ({', '.join(marks)})" if marks else name
+
     @property
     def model(self) -> nn.Module:
         """The operated model, the very object that was given."""
@@ -255,8 +263,13 @@ class Operation:
         if not self._is_committed:
             self.undo()
 
-    def save(self, folder: str | Path, name: str | None = None) -> Path:
+    def save(self, folder: str | Path, name: str | None = None, *, overwrite: bool = False) -> Path:
         """Write one adapter as a folder: tensors, spec, plan hash, plugins, fingerprint of the base. All or nothing.
+
+        Args:
+            folder: where; new or empty.
+            name: which adapter; the only one, without a name.
+            overwrite: the folder may hold an adapter, which is replaced when the new one is complete.
 
         Raises:
             CheckpointError: the folder exists and is not empty, or cannot be written.
@@ -266,7 +279,7 @@ class Operation:
 
         self._must_be_open()
         self._body.check()
-        return save_adapter(self._body, self._registry, Path(folder), self._one(name))
+        return save_adapter(self._body, self._registry, Path(folder), self._one(name), overwrite=overwrite)
 
     def load(self, folder: str | Path, name: str | None = None) -> None:
         """Load the tensors of a saved adapter of the same plan into the running one, strictly.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import save as serialise
 
+from surgery.architecture import Site
 from surgery.errors import CheckpointError, PluginError, Problem, SurgeryError, nearest
 from surgery.operation.body import Body
 from surgery.operation.fingerprint import compare_fingerprints, fingerprint
@@ -34,10 +36,19 @@ _ARCHITECTURE = re.compile(r"(.+) \((.+)\)")
 _MAX_CONFIG = 64 * 1024 * 1024
 
 
-def save_adapter(body: Body, registry: Registry, folder: Path, name: str) -> Path:
-    """Write the adapter `name` to `folder`, which must not exist or be empty. Equal content gives equal bytes."""
+def save_adapter(body: Body, registry: Registry, folder: Path, name: str, *, overwrite: bool = False) -> Path:
+    """Write the adapter `name` to `folder`, which must not exist or be empty. Equal content gives equal bytes.
+
+    With `overwrite` the folder may hold an adapter, and nothing else; it is there until the new one is complete.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError("the folder exists and is not empty", str(folder), "choose another, or remove it")
+        is_adapter = folder.is_dir() and _holds_an_adapter(folder)
+        if not is_adapter and overwrite:
+            what = "the folder holds something else than an adapter, which would be lost"
+            raise CheckpointError(what, str(folder), "choose another")
+        if not overwrite:
+            hint = "choose another, or say overwrite=True" if is_adapter else "choose another, or remove it"
+            raise CheckpointError("the folder exists and is not empty", str(folder), hint)
     tensors = {_key(site, local): tensor for site, local, tensor in _tensors(body, name)}
     plan = body.plans[name]
     used = {edit.adapter for edit in plan.edits}
@@ -64,14 +75,22 @@ def save_adapter(body: Body, registry: Registry, folder: Path, name: str) -> Pat
     return folder
 
 
+def _holds_an_adapter(folder: Path) -> bool:
+    names = {path.name for path in folder.iterdir()}
+    return CONFIG_FILE in names and names <= {CONFIG_FILE, TENSOR_FILE}
+
+
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write a folder of files so that it appears complete, by one rename, or not at all."""
+    """Write a folder of files so that it appears complete, by one rename, or not at all.
+
+    What is there already is put aside just before that rename, comes back where it fails, and is then let go.
+    """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
         raise CheckpointError(f"cannot write here: {error.strerror}", str(folder.parent)) from error
-    is_there = False
+    is_there, old = False, staging.with_name(f"{staging.name}.old")
     try:
         for name, data in files.items():
             with (staging / name).open("wb") as file:
@@ -83,7 +102,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         staging.chmod(0o777 & ~mask)  # mkdtemp makes folders that only the owner can read
         _sync(staging)
         if folder.exists():
-            folder.rmdir()
+            folder.rename(old)
         staging.rename(folder)
         is_there = True
         _sync(folder.parent)
@@ -95,6 +114,9 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], Spec]:
@@ -102,7 +124,7 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Spec]:
     path = folder / CONFIG_FILE
     if not path.is_file():
         what = "no such folder" if not folder.exists() else f"no {CONFIG_FILE} here"
-        raise CheckpointError(what, str(folder), "name the folder that op.save() or `surgery train` wrote")
+        raise CheckpointError(what, str(folder), _adapter_hint(folder))
     try:
         if path.stat().st_size > _MAX_CONFIG:
             raise CheckpointError("the file is too large", str(path))
@@ -120,6 +142,13 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Spec]:
             ]
         ) from error
     return config, spec
+
+
+def _adapter_hint(folder: Path) -> str:
+    inside = folder / "adapter"
+    if (inside / CONFIG_FILE).is_file():
+        return f"this is a folder of `surgery train`; its adapter is {inside}"
+    return "name the folder that op.save() wrote, or the folder adapter in that of a finished `surgery train`"
 
 
 def refuse_missing_plugins(config: Mapping[str, Any], registry: Registry, folder: Path) -> None:
@@ -151,11 +180,27 @@ def refuse_missing_plugins(config: Mapping[str, Any], registry: Registry, folder
 def refuse_other_plan(config: Mapping[str, Any], plan: Plan, folder: Path) -> None:
     """Raise CheckpointError when the folder was not written by `plan`: checked before anything is built."""
     if config["plan_hash"] != plan.hash:
+        for site in (site for edit in plan.edits for site in edit.sites):
+            _refuse_other_shape(config["base"], site, folder)
         raise CheckpointError(
             f"it was made by plan {config['plan_hash'][:12]}, and this model's plan is {plan.hash[:12]}",
             str(folder),
             "another spec, another model, or another version of a plugin",
         )
+
+
+def _refuse_other_shape(base: Mapping[str, Any], site: Site, folder: Path) -> None:
+    saved = next((base[name]["shape"] for name in (site.name, *site.tied) if name in base), None)
+    shape = list(site.shape)
+    if site.slice is not None:
+        shape[site.slice.axis] = math.prod(site.slice.view)
+    if saved is None or saved == shape:
+        return
+    here, there = ("x".join(map(str, extents)) for extents in (shape, saved))
+    hint = "load the model with the sizes that the adapter was trained with"
+    if site.role.startswith("head."):
+        hint += f"; for a head of other labels: num_labels={saved[0]}"
+    raise CheckpointError(f"{site.name} is {here} here and {there} in the adapter", str(folder), hint)
 
 
 def load_tensors(body: Body, folder: Path, name: str) -> None:

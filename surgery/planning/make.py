@@ -18,17 +18,19 @@ from surgery.planning.live import inventory_of_module
 from surgery.planning.plan import Plan
 from surgery.planning.resolve import resolve
 from surgery.planning.sites import sites_of
-from surgery.registry import Registered, Registry, load_registry
+from surgery.registry import Registered, Registry, load_registry, load_spec
 from surgery.spec import Spec
 
 __all__ = ["Anatomy", "Draft", "anatomy", "draft_architecture", "inventory", "plan", "sites"]
 
 
-def plan(spec: Spec, subject: Any, registry: Registry | None = None, *, auto_class: str | None = None) -> Plan:
+def plan(
+    spec: Spec | str | Path, subject: Any, registry: Registry | None = None, *, auto_class: str | None = None
+) -> Plan:
     """Decide what `spec` does to `subject`, touching nothing.
 
     Args:
-        spec: the validated spec.
+        spec: the validated spec, or its file.
         subject: an `nn.Module`; a transformers configuration; the path of a checkpoint folder, of a `.safetensors`
             file or of a `config.json`; or a model's name. No weights are read.
         registry: the installed plugins; None loads them.
@@ -38,6 +40,7 @@ def plan(spec: Spec, subject: Any, registry: Registry | None = None, *, auto_cla
         PlanError: the spec does not fit the model; every reason at once.
     """
     registry = registry or load_registry()
+    spec = load_spec(spec, registry) if isinstance(spec, str | Path) else spec
     found = inventory(subject, registry, auto_class=auto_class)
     described = anatomy(found, registry)
     edits, outcomes = resolve(spec.rules, sites_of(found, described.architecture), found, registry)

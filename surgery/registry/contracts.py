@@ -22,10 +22,14 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 class ModelSource(ABC):
-    """A named place that models come from, such as transformers' own loading or a plugin's bundled weights."""
+    """A named place that models come from, such as transformers' own loading or a plugin's bundled weights.
+
+    `names` holds the models' names where they are few: a misspelt one is then answered with the right one.
+    """
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    names: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def resolve(self, ref: str) -> Path | str | None:

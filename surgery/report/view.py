@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from surgery.report import numbers
 from surgery.report.palette import Look, looks
-from surgery.spec._write import to_yaml
 from surgery.study import Comparison, Row, Summary
 from surgery.study.audit import Check
 from surgery.study.record import memory_total
@@ -127,7 +125,7 @@ def view(comparison: Comparison) -> View:
         checks=summary.checks,
         notes=summary.notes,
         tables=_tables(tables(summary, comparison.records)),
-        spec=to_yaml(json.loads(study.model_dump_json(exclude_defaults=True))),
+        spec=study.to_yaml(),
         hashes=(("study", summary.study), *sorted(final["hashes"].items())),
         versions=tuple(final["versions"].items()),
         machines=_machines(comparison),

@@ -202,7 +202,11 @@ def _seeds(study: StudySpec) -> Check:
     if count >= ENOUGH_SEEDS:
         return Check("seeds", "pass", f"{count}")
     if count >= FEWEST_SEEDS:
-        return Check("seeds", "warn", f"{count}: verdicts are indicative, {ENOUGH_SEEDS} make them firm")
+        is_swept = all(arm.swept for arm in study.arms.values())
+        firm = f"{ENOUGH_SEEDS} make them firm"
+        if not is_swept:
+            firm = f"{ENOUGH_SEEDS} seeds and learning rates that are chosen from grids make them firm"
+        return Check("seeds", "warn", f"{count}: verdicts are indicative, {firm}")
     return Check("seeds", "warn", f"{count}: too few for any verdict, {FEWEST_SEEDS} at least")
 
 

@@ -37,13 +37,19 @@ def _cells(summary: Summary, row: Row, unit: Unit) -> tuple[str, ...]:
         "-" if row.rate is None else f"{row.rate:g}",
         "-" if row.test is None else _spread(row, unit),
         _difference(summary, row, unit),
-        "-" if row.verdict is None else row.verdict.word,
+        _verdict(row),
         *forgets,
         "-" if seconds is None else f"{1000 * seconds:.0f}",
         "-" if row.memory is None else human_bytes(memory_total(row.memory)),
         "-" if row.checkpoint_bytes is None else human_bytes(row.checkpoint_bytes),
         "-" if row.differ is None else f"{row.differ:,}",
     )
+
+
+def _verdict(row: Row) -> str:
+    if row.verdict is None:
+        return "-"
+    return f"{row.verdict.word} (indicative)" if row.verdict.indicative else row.verdict.word
 
 
 def _spread(row: Row, unit: Unit) -> str:

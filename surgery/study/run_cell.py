@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgery.errors import DataError
+from surgery.errors import CheckpointError, DataError
 from surgery.registry import Registry
 from surgery.study.cells import Cell
 from surgery.study.record import Budget, CellRecord, CurvePoint, Lost, Majority, Memory, Timing
@@ -58,6 +58,8 @@ def preflight(cells: Sequence[Cell], registry: Registry) -> None:
     for cell in {cell.arm: cell for cell in cells}.values():
         try:
             _known(cell, _session(cell, registry))
+        except (CheckpointError, DataError):  # of what all arms share: no arm is to blame
+            raise
         except Exception as error:
             raise named(cell, error) from error
 

@@ -29,6 +29,7 @@ from surgery.spec._fields import Text, at_most, frozen_map, plain_map
 from surgery.spec._frozen import MAX_INTEGER
 from surgery.spec._spec import MAX_RULES, VERSION, Version
 from surgery.spec._strict import said
+from surgery.spec._write import to_yaml
 
 __all__ = ["FROZEN", "MAJORITY", "ArmSpec", "Forgetting", "StudySpec", "StudyTraining", "load_study"]
 
@@ -38,7 +39,8 @@ MAJORITY = "majority"
 
 _Seed = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 _Rate = Annotated[float, Field(gt=0, le=100)]
-_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,47}\z")]
+# It reaches the JSON Schema, so it is ECMA-262's too; in Pydantic's engine `$` takes no newline before the end.
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,47}$")]
 _Rules = Annotated[tuple[Rule, ...], BeforeValidator(at_most(MAX_RULES, "rules"))]
 
 
@@ -124,12 +126,16 @@ class StudySpec(StrictModel):
         lines = []
         if isinstance(context, Context) and context.from_file and "version" not in data:
             lines.append(said("key 'version' is missing", f"write version: {VERSION} in the first line"))
-        return [*lines, *_arm_lines(data), *_seed_lines(data), *_head_lines(data)]
+        return [*lines, *_data_lines(data), *_arm_lines(data), *_seed_lines(data), *_head_lines(data)]
 
     def canonical_json(self) -> str:
         """Return the study as JSON with sorted keys, no spaces and all defaults: equal studies give equal text."""
         data = self.model_dump(mode="json")
         return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+    def to_yaml(self) -> str:
+        """Return the study as it was written, in its own order and without what was left to a default."""
+        return to_yaml({"version": self.version, **self.model_dump(mode="json", exclude_unset=True)})
 
     @property
     def hash(self) -> str:
@@ -168,6 +174,16 @@ def _arm_lines(data: Mapping[str, Any]) -> list[InitErrorDetails]:
         names = [str(name) for name in arms]
         lines.append(said(f"no arm is called {reference!r}", nearest(reference, names), ("reference",)))
     return lines
+
+
+def _data_lines(data: Mapping[str, Any]) -> list[InitErrorDetails]:
+    """A data set's own test split is found when it is loaded; files must be named."""
+    given = data.get("data")
+    plain = given.model_dump() if isinstance(given, DataSpec) else given
+    if not isinstance(plain, Mapping) or plain.get("name") is not None or plain.get("test") is not None:
+        return []
+    hint = "write data.test: FILE; it is read once for every final run, and validation only chooses learning rates"
+    return [said("names no test file, and a study needs one", hint, ("data",))]
 
 
 def _seed_lines(data: Mapping[str, Any]) -> list[InitErrorDetails]:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 
 from pydantic import TypeAdapter
 
-from surgery.errors import StateError
+from surgery.errors import SpecError, StateError
 from surgery.registry import Registry
 from surgery.study.cells import Cell, final_cells, tuning_cells
 from surgery.study.choose import Choice, choose_rates
@@ -27,6 +27,7 @@ from surgery.study.words import sentence
 __all__ = ["SUMMARY", "Comparison", "Progress", "compare", "read_comparison"]
 
 SUMMARY = "summary.json"
+WRITTEN = "study.yaml"
 _OVERHEAD = 900 << 20  # Python, torch, transformers and one batch
 _COPIES = 8  # base, snapshot, trained copy, gradients, two moments, and two of activations
 
@@ -42,7 +43,7 @@ class Comparison:
     """A finished study.
 
     Attributes:
-        folder: `results.jsonl`, `study.json`, `summary.json`, `tables/*.csv` and `adapters/` lie in it.
+        folder: `results.jsonl`, `study.json`, `study.yaml`, `summary.json`, `tables/*.csv` and `adapters/` lie in it.
         study: what was compared.
         summary: the numbers.
         records: every cell's record, in order.
@@ -111,6 +112,7 @@ def compare(
         records = _typed([results.records[cell.key] for cell in order])
         summary = summarise(study, records, choices, _score(study, registry))
         write_atomically(folder / SUMMARY, _json(summary))
+        write_atomically(folder / WRITTEN, study.to_yaml())
         write_tables(folder / "tables", summary, records)
         note = results.note
     return Comparison(folder, study, summary, records, note)
@@ -138,8 +140,18 @@ def read_comparison(folder: Path | str) -> Comparison:
         ) from None
     if summary.study != study.hash:
         raise StateError(f"{SUMMARY} belongs to another study", str(folder), "run surgery compare again")
+    study = _as_written(folder / WRITTEN, study)
     records, _ = read_records(folder / RESULTS)
     return Comparison(folder, study, summary, _typed(list(records.values())))
+
+
+def _as_written(path: Path, study: StudySpec) -> StudySpec:
+    """Return the equal study in `path`, which still knows its order and what was left to defaults; else `study`."""
+    try:
+        found = load_study(path)
+    except SpecError:  # an older folder has no such file, and the numbers need none
+        return study
+    return found if found.hash == study.hash else study
 
 
 @dataclass

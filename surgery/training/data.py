@@ -13,7 +13,7 @@ from surgery.registry import Registry
 from surgery.spec import DataSpec
 from surgery.training.hub import load_from_hub
 from surgery.training.readers import FORMATS, read_table
-from surgery.training.splits import VALIDATION_SHARE, held_out, limited, limits
+from surgery.training.splits import held_out, limited, limits
 from surgery.training.table import Row, Table
 
 __all__ = ["SPLITS", "DataOverride", "LoadedData", "describe", "load_data"]
@@ -64,18 +64,22 @@ def load_data(
     raw = _raw(spec, registry, override)
     if "train" not in raw:
         raise DataError("there is no training data", hint="name a data set or a train: file under data:, or use --data")
-    notes: list[str] = []
     splits = {split: _mapped(raw[split], spec.columns, columns) for split in SPLITS if split in raw}
-    if "validation" not in splits:
+    is_held_out = "validation" not in splits
+    if is_held_out:
         splits["train"], splits["validation"] = held_out(splits["train"], next(iter(columns)))
-        share = f"{VALIDATION_SHARE:.0%}"
-        count = len(splits["validation"])
-        notes.append(
-            f"no validation split: {share} of the training rows ({count}) are held out by a hash of their text"
-        )
     most = limits(dict(spec.limit), limit)
     splits = {split: limited(splits[split], split, most.get(split)) for split in SPLITS if split in splits}
-    return LoadedData(splits, {split: table.digest() for split, table in splits.items()}, tuple(notes))
+    # Told of what is left after the limits: those are the rows that are used.
+    notes = (_held_out_note(len(splits["validation"]), len(splits["train"])),) if is_held_out else ()
+    return LoadedData(splits, {split: table.digest() for split, table in splits.items()}, notes)
+
+
+def _held_out_note(held: int, kept: int) -> str:
+    share = f"{100 * held / (held + kept):.1f} %"
+    return (
+        f"no validation split: {held:,} of {held + kept:,} training rows ({share}) are held out by a hash of their text"
+    )
 
 
 def _raw(spec: DataSpec, registry: Registry, override: DataOverride | None) -> dict[str, Table]:

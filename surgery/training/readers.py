@@ -42,7 +42,8 @@ def _text(path: Path) -> str:
         data = path.read_bytes()
     except FileNotFoundError:
         folder = path.parent
-        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        is_there = folder.is_dir()
+        names = [entry.name for entry in folder.iterdir() if entry.suffix.lower() in FORMATS] if is_there else []
         raise DataError("no such file", str(path), nearest(path.name, names)) from None
     except OSError as error:
         raise DataError(

@@ -67,6 +67,11 @@ class Recorder:
             bad = (step for step, loss in enumerate(self.losses, start=1) if not math.isfinite(loss))
             self.diverged_at = next(bad, None)
 
+    def recent_loss(self, count: int = 10) -> float | None:
+        """Return the mean loss of this process's last steps; reads tensors, so ask now and then only."""
+        losses = [*self.losses[-count:], *map(float, self._pending_losses[-count:])][-count:]
+        return sum(losses) / len(losses) if losses else None
+
     def train_loss(self, step: int) -> float | None:
         """Return the mean training loss since the last point of the curve."""
         since = self.curve[-1].step if self.curve else 0

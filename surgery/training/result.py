@@ -14,7 +14,11 @@ _WARM_UP = 3
 
 
 class Progress(Protocol):
-    """Whoever wants to know how far a long act is. Called often; must be quick."""
+    """Whoever wants to know how far a long act is. Called often; must be quick.
+
+    One that also has a method `detail(text, is_news=False)` is told losses: just before the call that they belong to,
+    and as news when an evaluation has ended.
+    """
 
     def __call__(self, done: int, total: int, description: str) -> None: ...
 

@@ -8,8 +8,8 @@ import math
 import os
 import shlex
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ def train(  # noqa: PLR0913 - everything after the star is optional or named
     model: ModelRef | str | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    tell: Callable[[str], None] | None = None,
     keep: str = "ram",
 ) -> RunResult:
     """Train `spec` and write the run folder `out`. `result.json` comes last: where it is, the run is complete.
@@ -69,6 +70,7 @@ def train(  # noqa: PLR0913 - everything after the star is optional or named
         data, model: in place of the spec's.
         resume: go on with what `out` holds; a finished run is left alone.
         progress: told how far it is.
+        tell: told the notes of the result as soon as they are known, most of them before training.
         keep: how the operation keeps the originals while merged, see `surgery.operate`.
 
     Raises:
@@ -82,17 +84,37 @@ def train(  # noqa: PLR0913 - everything after the star is optional or named
         raise TrainingError(
             "the spec does not say how to train", f"spec {spec.name}", "add training: {steps: ..., ...}"
         )
+    notes = _Notes(tell)
     with disk_errors(folder), alone_in(folder) if _is_main() else contextlib.nullcontext():
         done = _open(folder, spec, resume)
         if done is not None:
+            notes.add(*done.notes)
             return done
+        notes.add(*_nothing_to_resume(folder, resume))
         try:
             session = prepare(spec, registry, data=data, model=model)
             _begin(folder, session, data, model)
+            notes.add(*session.notes)
             with operate(session.model, session.plan, keep=keep, registry=registry) as operation:
-                return _run(folder, session, operation, spec.training, progress)
+                result = _run(folder, session, operation, spec.training, progress)
+            notes.add(*_afterthoughts(result))
+            return replace(result, notes=tuple(notes.all))
         except KeyboardInterrupt:
             raise TrainingError("stopped by Ctrl-C", str(folder), _resume_hint(folder, data, model)) from None
+
+
+class _Notes:
+    """What was decided on the way, passed on as soon as it is known."""
+
+    def __init__(self, tell: Callable[[str], None] | None) -> None:
+        self.all: list[str] = []
+        self._tell = tell if _is_main() else None
+
+    def add(self, *texts: str) -> None:
+        self.all += texts
+        if self._tell is not None:
+            for text in texts:
+                self._tell(text)
 
 
 def _run(
@@ -110,7 +132,21 @@ def _run(
             metrics[split] = {name: value if math.isfinite(value) else None for name, value in found.items()}
     if _is_main():
         _finish(folder, session, operation, fitted, metrics)
-    return RunResult(folder, metrics, was_done=False, notes=session.notes, fit=fitted)
+    return RunResult(folder, metrics, was_done=False, fit=fitted)
+
+
+def _nothing_to_resume(folder: Path, resume: bool) -> Iterator[str]:
+    if resume and not (folder / "run.json").is_file():
+        yield "there is no run to go on with: it begins anew"
+
+
+def _afterthoughts(result: RunResult) -> Iterator[str]:
+    """Yield what the user should know about a run that went through and yet did no good."""
+    first = result.fit.history[0] if result.fit and result.fit.history else None
+    after = result.metrics.get("validation", {}).get("loss")
+    if first is not None and first.step == 0 and after is not None and after > first.validation_loss:
+        change = f"validation loss {after:.4f}, {first.validation_loss:.4f} before"
+        yield f"the model is worse than before training ({change}): lower training.learning_rate"
 
 
 def _open(folder: Path, spec: Spec, resume: bool) -> RunResult | None:
@@ -120,7 +156,8 @@ def _open(folder: Path, spec: Spec, resume: bool) -> RunResult | None:
     used = folder.is_dir() and any(folder.iterdir())
     if used and not resume:
         finished = (folder / _RESULT).is_file()
-        hint = "name a new folder" if finished else "go on with it by --resume, or name a new folder"
+        is_run = not finished and ((folder / "run.json").is_file() or _is_leftover(folder))
+        hint = "go on with it by --resume, or name a new folder" if is_run else "name a new folder"
         raise TrainingError(f"the folder {'holds a finished run' if finished else 'is not empty'}", str(folder), hint)
     if used and not (folder / "run.json").is_file() and not _is_leftover(folder):
         raise TrainingError("the folder holds something else than a run", str(folder), "name a new folder")

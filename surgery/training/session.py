@@ -81,7 +81,7 @@ class Session:
                 raise TrainingError(f"the specs differ in {key!r}", f"spec {spec.name}", "prepare a session of its own")
         seed = spec.seed if seed is None else seed
         planned = plan(spec, self.model, registry=self.registry)
-        refuse_untrained(self.new_parameters, planned, self.registry)
+        refuse_untrained(self.new_parameters, planned, self.registry, self.model)
         hashes = dict(self.hashes)
         if seed != self.seed:
             draw_heads(self.model, self.new_parameters, seed)
@@ -127,7 +127,7 @@ def prepare(
     labels = _labels(task, loaded, options)
     pretrained = load_model(ref, task.auto_class, registry, seed=seed, labels=labels)
     planned = plan(spec, pretrained.model, registry=registry)
-    refuse_untrained(pretrained.new_parameters, planned, registry)
+    refuse_untrained(pretrained.new_parameters, planned, registry, pretrained.model)
     examples = _encode(task, loaded, pretrained.tokenizer, labels, options)
     _check_lengths(pretrained.model, examples)
     _check_vocabulary(pretrained, examples)

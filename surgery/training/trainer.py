@@ -122,6 +122,8 @@ class OperationTrainer(Trainer):
         result = evaluate(self.session, "validation", self.session.model)
         loss, metric = result.metrics["loss"], result.metrics[task.metric]
         self.recorder.curve.append(Point(step, self._tokens[step], self.recorder.train_loss(step), loss, metric))
+        told = f"validation loss {loss:.4f}" + (f", {task.metric} {metric:.4f}" if task.metric != "loss" else "")
+        self.watch.tell_evaluation(step, self.args.max_steps, told)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in result.metrics.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -191,6 +193,7 @@ class _Watch(TrainerCallback):
         self._description = description
         self._reduce = reduce
         self._told = 0.0
+        self._detail: Callable[..., None] | None = getattr(progress, "detail", None)
         self.is_interrupted = False
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -214,7 +217,19 @@ class _Watch(TrainerCallback):
         now = time.monotonic()
         if self._progress is not None and (step == total or now - self._told >= _PROGRESS_SECONDS):
             self._told = now
+            if self._detail is not None:
+                self._detail(self._loss())
             self._progress(step, total, self._description)
+
+    def tell_evaluation(self, step: int, total: int, told: str) -> None:
+        """Tell what the validation split says after `step`, to whoever wants to hear of losses."""
+        if self._progress is not None and self._detail is not None:
+            self._detail(", ".join(filter(None, (self._loss(), told))), is_news=True)
+            self._progress(step, total, self._description)
+
+    def _loss(self) -> str:
+        loss = self._recorder.recent_loss()
+        return "" if loss is None else f"loss {loss:.4f}"
 
 
 class Interruptible:

@@ -9,6 +9,7 @@ import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_support import LORA, SCRIPT, TASK, Run
@@ -54,6 +55,12 @@ def test_plan_errors(name: str, invoke: Run, spec: Write, models: Path, golden: 
     assert all(set(problem) == {"what", "where", "hint"} for problem in told.error["problems"])  # type: ignore[union-attr]
 
 
+def test_a_misspelt_model_of_a_plugin(invoke: Run) -> None:
+    result = invoke("inspect", "demo:gtp2")
+    assert result.code == 8
+    assert "did you mean 'demo:gpt2'" in result.err
+
+
 def test_missing_spec(invoke: Run, spec: Write, tmp_path: Path, golden: Golden) -> None:
     spec(LORA, name="bert-lora")
     result = invoke("plan", tmp_path / "bert-lroa.yaml")
@@ -90,6 +97,47 @@ def test_usage_errors(arguments: tuple[str, ...], invoke: Run) -> None:
     assert result.code == 2
     assert result.out == ""
     assert "Usage: surgery" in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what", "where"),
+    [
+        (("chekc", "--json"), "No such command 'chekc'", "surgery"),
+        (("--json", "plan", "x", "--form-headers"), "No such option: --form-headers", "surgery plan"),
+        (("train", "x.yaml", "--json"), "Missing option '--out'", "surgery train"),
+        (
+            ("train", "x", "-o", "y", "--keep", "disc", "--json"),
+            "Invalid value for '--keep': 'disc' is unknown; did you mean 'disk'?",
+            "surgery train",
+        ),
+    ],
+)
+def test_usage_errors_as_json(arguments: tuple[str, ...], what: str, where: str, invoke: Run) -> None:
+    result = invoke(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert (result.error["kind"], result.error["exit_code"]) == ("UsageError", 2)
+    (problem,) = result.error["problems"]  # type: ignore[misc]
+    assert problem["what"].startswith(what)
+    assert (problem["where"], problem["hint"]) == (where, f"{where} --help")
+
+
+def test_an_unreadable_spec_is_told_like_a_missing_one(
+    invoke: Run, spec: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = spec(LORA)
+    real = os.open
+
+    def refuse(name: object, *arguments: Any, **options: Any) -> int:
+        if name == path:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(name, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    for verb in (("check", path), ("plan", path), ("train", path, "-o", "x"), ("compare", path, "-o", "x")):
+        result = invoke(*verb)
+        assert result.code == 3
+        assert result.err.startswith(f"error: {path}: the file may not be read")
 
 
 def test_exit_codes_are_documented() -> None:

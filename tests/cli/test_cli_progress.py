@@ -48,6 +48,22 @@ def test_lines_come_now_and_then(clock: Callable[[float], None]) -> None:
     ]  # fmt: skip
 
 
+def test_a_line_tells_losses_and_an_evaluation_is_never_left_out(clock: Callable[[float], None]) -> None:
+    stream = io.StringIO()
+    with progress(call(stream)) as tell:
+        assert tell is not None
+        for step in range(1, 5):
+            tell.detail(f"loss {step}")  # type: ignore[attr-defined]
+            tell(step, 9, "training")
+            clock(1.0)
+        tell.detail("loss 4, validation loss 5", is_news=True)  # type: ignore[attr-defined]
+        tell(4, 9, "training")
+        tell(1, 2, "evaluating")
+    assert stream.getvalue().splitlines() == [
+        "[1/9] training  loss 1", "[4/9] training  loss 4, validation loss 5", "[1/2] evaluating",
+    ]  # fmt: skip
+
+
 def test_every_step_has_a_line() -> None:
     stream = io.StringIO()
     with progress(call(stream), every_step=True) as tell:
@@ -75,10 +91,11 @@ def test_bars(every_step: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Terminal()
     with progress(call(stream), every_step=every_step) as tell:
         assert tell is not None
+        tell.detail("loss 0.5")  # type: ignore[attr-defined]
         tell(1, 4, "training [red]")
         tell(4, 4, "evaluating")
     shown = stream.getvalue()
     assert "4/4" in shown
-    assert "training [red]" in shown
+    assert "training [red]  loss 0.5" in shown
     is_two_lines = "\x1b[1A" in shown  # the cursor goes up to draw the first of two bars again
     assert is_two_lines == (not every_step)

@@ -130,6 +130,56 @@ def test_plan_from_headers(invoke: Run, spec: Write, models: Path, golden: Golde
     golden("plan-headers", result.out + result.err)
 
 
+def test_plan_tells_of_a_head_that_nobody_trains(invoke: Run, spec: Write, models: Path) -> None:
+    def notes(rules: str, model: str, task: str) -> list[str]:
+        result = invoke("plan", spec(rules, task), models / model)
+        assert result.code == 0
+        return [line for line in result.err.splitlines() if line.startswith("note: no rule trains")]
+
+    assert notes(LORA, "bert", TASK) == [
+        "note: no rule trains head.transform and head.classifier (bert.pooler.dense.weight, bert.pooler.dense.bias, "
+        "classifier.weight, classifier.bias), which the checkpoint may not hold; add  "
+        r"- {role: head\.(transform|classifier), adapter: full}"
+    ]
+    assert notes(f"{LORA}\n  {HEAD}", "bert", TASK) == []
+    classifier = notes(f"{LORA}\n  {HEAD.replace('(transform|classifier)', 'transform')}", "bert", TASK)
+    assert classifier[0].endswith(r"- {role: head\.classifier, adapter: full}")
+    for model in ("gpt2", "llama"):
+        assert notes(LORA, model, "task: {kind: causal-lm}\n") == []
+
+
+TRAINED = TASK + "training: {steps: 2, learning_rate: 1e-3}\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "is_asked"),
+    [
+        ("", True),
+        ("data: {columns: {text: sentence}}\n", True),
+        ("data: {train: a.csv}\n", False),
+        ("data: {name: demo:x}\n", False),
+    ],
+)
+def test_the_next_step_of_a_plan_can_be_taken(
+    data: str,
+    is_asked: bool,
+    invoke: Run,
+    spec: Write,
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = spec(f"{LORA}\n  {HEAD}", TRAINED + data)
+    told = invoke("plan", path, models / "bert").err.splitlines()[-1]
+    assert f"--out runs/tiny --model {models / 'bert'}" in told
+    assert told.endswith("--data FILE") == is_asked
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    assert "--out runs/tiny " in invoke("plan", path, models / "bert").err
+    (tmp_path / "runs" / "tiny" / "run.json").write_text("{}")
+    assert "--out runs/tiny-2 " in invoke("plan", path, models / "bert").err
+
+
 def test_plan_uses_the_specs_own_model(invoke: Run, spec: Write, models: Path) -> None:
     result = invoke("plan", spec(LORA, f"model: {models / 'gpt2'}\n"), "--json")
     assert result.err == ""

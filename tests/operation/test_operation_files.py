@@ -148,6 +148,36 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "full"]
 
 
+def test_an_adapter_is_replaced_where_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "a"
+    with operated(ToyModel(), *RULES) as op:
+        op.save(folder)
+        before = (folder / TENSORS).read_bytes()
+        with pytest.raises(CheckpointError) as caught:
+            op.save(folder)
+        assert caught.value.hint == "choose another, or say overwrite=True"
+        move(op, 5)
+        rename = Path.rename
+        calls: list[Path] = []
+
+        def failing(self: Path, target: Any) -> Path:
+            calls.append(self)
+            return _full() if len(calls) == 2 else rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", failing)
+        with pytest.raises(CheckpointError, match="No space left"):
+            op.save(folder, overwrite=True)
+        monkeypatch.undo()
+        assert (folder / TENSORS).read_bytes() == before
+        op.save(folder, overwrite=True)
+        assert (folder / TENSORS).read_bytes() != before
+        assert [path.name for path in tmp_path.iterdir()] == ["a"]
+        (folder / "notes.txt").write_text("mine")
+        with pytest.raises(CheckpointError, match="something else than an adapter"):
+            op.save(folder, overwrite=True)
+        assert (folder / "notes.txt").read_text() == "mine"
+
+
 def _full(*arguments: Any, **options: Any) -> Any:
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -308,6 +338,15 @@ def test_a_refused_load_leaves_a_running_operation_as_it_was(name: str, copied: 
             op.load(copied)
 
 
+def test_the_folder_of_a_training_names_the_adapter_in_it(copied: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        load(copied.parent)
+    assert caught.value.hint == f"this is a folder of `surgery train`; its adapter is {copied}"
+    with pytest.raises(CheckpointError) as caught:
+        load(copied.parent / "nowhere")
+    assert caught.value.hint.startswith("name the folder that op.save() wrote")
+
+
 def test_several_things_that_are_wrong_come_at_once(copied: Path) -> None:
     TAMPERED["missing tensor"][0](copied)
     TAMPERED["extra tensor"][0](copied)
@@ -399,6 +438,19 @@ def test_a_model_of_transformers(tmp_path: Path) -> None:
         assert torch.equal(logits(other, batch), expected)
         op.merge()
         assert torch.allclose(logits(other, batch), expected, atol=1e-4)
+
+
+def test_a_head_of_another_size_is_named_with_both_shapes(tmp_path: Path) -> None:
+    model, _ = build("LlamaForSequenceClassification")
+    with operated(model, {"role": r"head\..*", "adapter": "full"}) as op:
+        op.save(tmp_path / "a")
+    other, _ = build("LlamaForSequenceClassification")
+    labels, width = other.score.weight.shape
+    other.score = torch.nn.Linear(width, labels + 1, bias=False)
+    with unchanged(other), pytest.raises(CheckpointError) as caught:
+        load(tmp_path / "a", other)
+    assert caught.value.what == f"score.weight is {labels + 1}x{width} here and {labels}x{width} in the adapter"
+    assert f"num_labels={labels}" in caught.value.hint
 
 
 def test_an_adapter_that_is_not_installed(copied: Path) -> None:

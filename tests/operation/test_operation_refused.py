@@ -140,9 +140,30 @@ def test_a_plan_that_contradicts_the_models_hosts_or_ties_is_refused() -> None:
 def test_an_operated_model_is_refused_until_undone() -> None:
     model = two()
     with operated(model, LINEAR):
-        with unchanged(model), pytest.raises(StateError, match="already operated"):
+        with unchanged(model), pytest.raises(StateError, match="already operated") as caught:
             operate(model, planned(model, LINEAR), registry=REGISTRY)
+        assert len(caught.value.problems) == 1
+        assert 'surgery.load_adapter(op, folder, name="b")' in caught.value.hint
     operate(model, planned(model, LINEAR), registry=REGISTRY).undo()
+
+
+def test_a_spec_is_no_plan() -> None:
+    model = two()
+    decided: Any = planned(model, LINEAR).spec
+    with unchanged(model), pytest.raises(StateError, match="this is a Spec, not a plan") as caught:
+        operate(model, decided, registry=REGISTRY)
+    assert caught.value.hint == "surgery.operate(model, surgery.plan(spec, model))"
+
+
+def test_an_operation_shows_itself_in_a_line() -> None:
+    model = two()
+    with operated(model, LINEAR, name="a") as op:
+        op.add(planned(model, LINEAR), "b")
+        op.merge("b")
+        assert repr(op) == f"<Operation on {type(model).__name__}: a, b (merged)>"
+        with op.disabled("a"):
+            assert ": a (disabled), b" in repr(op)
+    assert repr(op) == f"<Operation on {type(model).__name__}: over>"
 
 
 def test_one_module_under_two_paths_can_be_shared_and_not_cut() -> None:

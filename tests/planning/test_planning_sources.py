@@ -192,3 +192,12 @@ def test_bias_only_of_roberta() -> None:
     config = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1)
     rule = Rule(role=".*", adapter="bias-only", exclude={"role": r"head\..*"})
     assert plan(Spec(name="bitfit", rules=[rule]), config, REGISTRY).parameters == 102_144
+
+
+def test_a_plan_is_made_from_the_file_of_a_spec(tmp_path: Path) -> None:
+    path = tmp_path / "whole.yaml"
+    path.write_text(WHOLE.to_yaml(), "utf-8")
+    model, _ = build("GPT2LMHeadModel")
+    assert (
+        plan(path, model, REGISTRY).hash == plan(str(path), model, REGISTRY).hash == plan(WHOLE, model, REGISTRY).hash
+    )

@@ -17,6 +17,7 @@ from surgery.errors import StateError
 from surgery.report import build_report
 from surgery.report import numbers as of
 from surgery.study import Comparison
+from surgery.study.spec import load_study
 
 if TYPE_CHECKING:
     from conftest import Finish
@@ -179,3 +180,15 @@ def test_a_folder_without_a_study_is_an_error(tmp_path: Path) -> None:
 )
 def test_numbers_as_people_read_them(told: str, expected: str) -> None:
     assert told == expected
+
+
+def test_the_study_on_the_page_can_be_run_again(comparison: Comparison, page: str, tmp_path: Path) -> None:
+    match = re.search(r"The study as it was run</summary><pre[^>]*>(.*?)</pre>", page, flags=re.DOTALL)
+    assert match
+    path = tmp_path / "again.yaml"
+    path.write_text(html.unescape(match[1]), encoding="utf-8")
+    again = load_study(path)
+    assert again == comparison.study
+    assert list(again.arms) == ["full", "lora", "bias"]
+    assert path.read_text("utf-8").startswith("version: 1\nname: docstring-chapters\nmodel:")
+    assert "dtype" not in path.read_text("utf-8")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -162,3 +165,24 @@ def test_other_models_get_the_same_treatment(catalog: Catalog) -> None:
     assert not list(validator.iter_errors({"arms": {"a": MINIMAL}}))
     assert list(validator.iter_errors({"arms": {"a": MINIMAL | {"rules": [{"role": "x", "adapter": "no"}]}}}))
     assert list(validator.iter_errors({"arms": {"a": {"name": "a", "rules": MINIMAL["rules"]}}}))
+
+
+def patterns_in(schema: Any) -> Iterator[str]:
+    values = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
+    for value in values:
+        yield from patterns_in(value)
+    if isinstance(schema, dict):
+        yield from (schema[key] for key in ("pattern",) if isinstance(schema.get(key), str))
+        names = schema.get("patternProperties")
+        yield from names if isinstance(names, dict) else ()
+
+
+@pytest.mark.parametrize("name", ["spec", "study"])
+def test_patterns_are_of_the_dialect_that_editors_know(name: str) -> None:
+    """ECMA-262 has no `\\z`: an editor that meets one gives up on the whole schema."""
+    schema = json.loads((Path(__file__).parents[2] / "specs" / f"{name}.schema.json").read_text("utf-8"))
+    found = list(patterns_in(schema))
+    assert found
+    for pattern in found:
+        re.compile(pattern)
+        assert not re.search(r"\\[zZAG]|\(\?(?:P[<=>]|[a-zA-Z-]+[:)]|#|>)|\[\[:", pattern), pattern

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from surgery.errors import DataError, PlanError
+from surgery.errors import PlanError, SpecError
 from surgery.registry import Registry, load_registry
 from surgery.study import Comparison, StudySpec, compare
 from surgery.study.results import without_timings
@@ -239,7 +239,7 @@ def test_a_mistake_is_told_before_anything_is_trained(
     bert: str, data: dict[str, str], registry: Registry, tmp_path: Path
 ) -> None:
     without = {name: path for name, path in data.items() if name != "test"}
-    with pytest.raises(DataError, match="needs a test split"):
+    with pytest.raises(SpecError, match="names no test file"):
         compare(bert_study(bert, without), tmp_path / "a", registry=registry, workers=1)
     arms = {
         "full": {"rules": [{"role": ".*", "adapter": "full"}], "learning_rate": 3e-3},

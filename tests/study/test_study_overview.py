@@ -20,3 +20,22 @@ def test_every_row_of_the_summary_is_a_line() -> None:
             assert row.verdict.word in line
         if row.differ is not None:
             assert line.endswith(f"{row.differ:,}")
+
+
+def test_an_indicative_verdict_is_marked() -> None:
+    study = make_study(3, grid=False)
+    summary = make_summary(study, make_records(study))
+    marked = [row for row in summary.rows if row.verdict and row.verdict.indicative]
+    assert marked
+    table = overview(summary)
+    for row in marked:
+        line = next(line for line in table.splitlines() if line.startswith(row.label))
+        assert row.verdict is not None
+        assert f" {row.verdict.word} (indicative) " in line
+    seeds = next(check for check in summary.checks if check.name == "seeds")
+    assert seeds.detail == (
+        "3: verdicts are indicative, 5 seeds and learning rates that are chosen from grids make them firm"
+    )
+    swept = make_study(3)
+    seeds = next(check for check in make_summary(swept, make_records(swept)).checks if check.name == "seeds")
+    assert seeds.detail == "3: verdicts are indicative, 5 make them firm"

@@ -66,6 +66,8 @@ def test_one_learning_rate_is_a_grid_of_one(tmp_path: Path) -> None:
         ("seeds: [1, 2, 3]", "seeds: [1, 2, 2]", "7:8  seeds", "names a seed twice"),
         ("seeds: [1, 2, 3]", "seeds: [0, 1, 2]", "7:8  seeds", "the tuning seed 0 is also a seed that is reported"),
         ("head_learning_rate: 5e-3\n", "", "", "'head_learning_rate' is missing"),
+        ("name: demo", 'name: "demo\\n"', "2:7  name", ""),
+        ("test: test.csv", "validation: v.csv", "5:1  data", "data.test: FILE"),
         ("margin: 0.01", "margin: 0", "19:9  margin", "greater than 0"),
         ("margin: 0.01", "margin: 0.01\nmargni: 1", "20:1  margni", "did you mean 'margin'?"),
         ("  small:", "  frozen:", "14:3  arms.frozen", "belongs to a row that every study has"),
@@ -79,6 +81,10 @@ def test_a_mistake_is_told_with_its_place(tmp_path: Path, old: str, new: str, pl
     told = problems(tmp_path, GOOD.replace(old, new))
     assert place in told
     assert what in told
+
+
+def test_a_data_set_may_bring_its_own_test_split(tmp_path: Path) -> None:
+    assert load(tmp_path, GOOD.replace("{train: train.csv, test: test.csv}", "{name: demo:corpus}")).data.test is None
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:

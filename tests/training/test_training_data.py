@@ -86,6 +86,8 @@ def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
     write_lines(tmp_path / "train.jsonl", [{"text": "a"}])
     error = refused(tmp_path / "trian.jsonl")
     assert (error.what, error.hint) == ("no such file", "did you mean 'train.jsonl'?")
+    (tmp_path / "spec.yaml").write_text("version: 1")
+    assert refused(tmp_path / "other.csv").hint == "known: train.jsonl"
 
 
 def test_an_unreadable_file(tmp_path: Path) -> None:
@@ -134,8 +136,11 @@ def test_validation_is_held_out_by_the_text() -> None:
     assert 0.05 < len(validation) / 400 < 0.15
     assert not {row["text"] for row in train} & {row["text"] for row in validation}
     assert loaded.notes == (
-        f"no validation split: 10% of the training rows ({len(validation)}) are held out by a hash of their text",
+        f"no validation split: {len(validation)} of 400 training rows ({len(validation) / 4:.1f} %) are held out by a "
+        "hash of their text",
     )
+    few = load_data(None, COLUMNS, EMPTY, override={"train": rows}, limit={"train": 60, "validation": 20})
+    assert few.notes == ("no validation split: 20 of 80 training rows (25.0 %) are held out by a hash of their text",)
     # Rows keep their side when others are added.
     more = load_data(None, COLUMNS, EMPTY, override={"train": [*rows, {"text": "new", "label": 0}]})
     assert {row["text"] for row in validation} <= {row["text"] for row in more.splits["validation"]}

@@ -283,7 +283,7 @@ def test_a_new_head_must_be_trained(spec_of: SpecOf, registry: Registry, rows: A
         prepare(spec, registry, data=rows)
     error = caught.value
     assert error.what == "the checkpoint does not hold classifier.weight, classifier.bias, and no rule trains them"
-    assert error.hint == "add the rule  - {target: 'classifier', adapter: full}"
+    assert error.hint == r"add the rule  - {role: head\.classifier, adapter: full}"
 
 
 def test_unseen_labels_and_single_labels(spec_of: SpecOf, registry: Registry, rows: Any) -> None:

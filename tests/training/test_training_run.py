@@ -128,12 +128,33 @@ def test_folders_in_use(spec: Spec, registry: Registry, rows: Any, tmp_path: Pat
 def test_foreign_folders_and_files(spec: Spec, registry: Registry, rows: Any, tmp_path: Path) -> None:
     (tmp_path / "letters.txt").write_text("dear")
     error = refused(spec, tmp_path, registry=registry, data=rows)
-    assert (error.what, error.hint) == ("the folder is not empty", "go on with it by --resume, or name a new folder")
+    assert (error.what, error.hint) == ("the folder is not empty", "name a new folder")
     error = refused(spec, tmp_path, registry=registry, data=rows, resume=True)
     assert error.what == "the folder holds something else than a run"
     error = refused(spec, tmp_path / "letters.txt", registry=registry, data=rows)
     assert error.what == "the output is a file, not a folder"
     assert (tmp_path / "letters.txt").read_text() == "dear"
+
+
+def test_notes_are_told_before_training_and_after(
+    spec_of: SpecOf, registry: Registry, rows: Any, tmp_path: Path
+) -> None:
+    told: list[str] = []
+
+    def progress(done: int, total: int, what: str) -> None:
+        told.append("step")
+
+    spec = spec_of(LORA, training={"steps": 4, "learning_rate": 50.0})
+    result = train(
+        spec, tmp_path / "a", registry=registry, data={"train": rows["train"]}, resume=True, progress=progress,
+        tell=told.append,
+    )  # fmt: skip
+    notes = [text for text in told if text != "step"]
+    assert tuple(notes) == result.notes
+    assert notes[0] == "there is no run to go on with: it begins anew"
+    assert notes[1].startswith("no validation split: ")
+    assert notes[2].startswith("the model is worse than before training (validation loss ")
+    assert (told.index(notes[1]), told[-1]) == (1, notes[2])
 
 
 def test_a_spec_without_training(spec_of: SpecOf, registry: Registry, rows: Any, tmp_path: Path) -> None:
