@@ -90,7 +90,7 @@ def _of_site(site: Site, modules: Mapping[str, nn.Module]) -> list[Problem]:
     reasons = (
         (parameter.is_meta, "the parameter is on the meta device and has no values", "load the weights first"),
         (type(parameter.data) is not torch.Tensor, "the parameter is no plain tensor", "operate before you shard it"),
-        (parameter.dtype not in _DTYPES, f"a parameter in {found} cannot be adapted", "dequantise the model first"),
+        (parameter.dtype not in _DTYPES, f"the parameter is quantised: {found}", "dequantise the model first"),
         (found != dtype, "the plan was made for another dtype than the model's", "plan again for this model"),
         (
             list(parameter.shape) != shape,

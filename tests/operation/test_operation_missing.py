@@ -34,14 +34,14 @@ def test_everything_that_is_missing_is_told_at_once(saved: Path) -> None:
     path = saved / "adapter.json"
     config = json.loads(path.read_text("utf-8"))
     config["plugins"] = {"dora": {"distribution": "acme-dora", "version": "2.0"}, "vera": None}
-    config["architecture"] = "electra (acme-arch 0.3)"
+    config["architecture"] = "acme-net (acme-arch 0.3)"
     path.write_text(json.dumps(config), "utf-8")
     with pytest.raises(PluginError) as caught:
         load_adapter(ToyModel(), saved, registry=REGISTRY)
     assert [problem.what for problem in caught.value.problems] == [
         "the adapter type 'dora' is not installed; it came from acme-dora 2.0",
         "the adapter type 'vera' is not installed; it came from an unknown distribution",
-        "the architecture 'electra' is not installed; it came from acme-arch 0.3",
+        "the architecture 'acme-net' is not installed; it came from acme-arch 0.3",
     ]
     assert [problem.hint.partition(",")[0] for problem in caught.value.problems] == [
         "install acme-dora 2.0",

@@ -58,7 +58,7 @@ def test_a_plan_that_is_not_the_adapters_is_refused_before_anything_is_built(tmp
     model = _saved(tmp_path / "a")
     path = tmp_path / "a" / "adapter.json"
     config = json.loads(path.read_text())
-    config["spec"]["rules"][0] |= {"rank": 10**9, "allow_oversized": True}
+    config["spec"]["rules"][0] |= {"rank": 2**20, "allow_oversized": True}
     path.write_text(json.dumps(config))
     assert "it was made by plan" in _refused(model, tmp_path / "a")
 
