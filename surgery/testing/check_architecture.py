@@ -19,6 +19,9 @@ from surgery.testing.state import assert_same_state, model_state
 
 __all__ = ["check_architecture"]
 
+_BOUND = 1e-3
+"""How far merged outputs may be from operated ones, of the largest: they are rounded in other places."""
+
 
 def check_architecture(
     architecture: Architecture, model: nn.Module, *args: Any, allow_other: tuple[str, ...] = (), **batch: Any
@@ -26,7 +29,7 @@ def check_architecture(
     """Check an architecture against a tiny live model of its type.
 
     Every parameter has a role; slices tile their axis; the meta device tells the same sites; a forward uses every
-    site; merge then unmerge is the identity on all of them.
+    site; merging leaves the outputs, up to rounding; merge then unmerge is the identity on all of them.
 
     Args:
         architecture: the data to check.
@@ -86,6 +89,14 @@ def _check_tiling(found: tuple[Site, ...], model: nn.Module) -> None:
         assert covered == list(range(extent)), f"the slices of {name} do not tile its {extent} indices once"
 
 
+def _outputs(result: Any) -> list[torch.Tensor]:
+    """Return the tensors of numbers that a model gave, in order: of a mapping, a tuple, or one tensor."""
+    if isinstance(result, torch.Tensor):
+        return [result.double()] if result.is_floating_point() else []
+    items = result.values() if hasattr(result, "values") else result if isinstance(result, tuple | list) else ()
+    return [tensor for item in items for tensor in _outputs(item)]
+
+
 def _check_round_trip(
     name: str,
     kind: AdapterType[Any],
@@ -103,6 +114,14 @@ def _check_round_trip(
         with torch.no_grad():
             for _, parameter in sorted(op.trainable().items()):
                 parameter.add_((torch.randn(parameter.shape, generator=generator) * 0.1).to(parameter.dtype))
-        op.merge()
-        op.unmerge()
+            operated = _outputs(model(*args, **batch))
+            op.merge()
+            merged = _outputs(model(*args, **batch))
+            op.unmerge()
+        for live, folded in zip(operated, merged, strict=True):
+            error = float((live - folded).abs().max()) / max(1.0, float(live.abs().max()))
+            assert error <= _BOUND, (
+                f"{name} on every site: merging moves outputs by {error:.3g} of the largest. Perhaps a weight is read "
+                "without calling its module: name that module in `uncalled`"
+            )
     assert_same_state(before, model_state(model), f"after {name} on every site, merged and unmerged")

@@ -249,6 +249,14 @@ def test_check_architecture_finds_what_is_wrong() -> None:
             check_architecture(wrong, model, **batch)
 
 
+def test_check_architecture_finds_a_table_that_is_read_past_its_module() -> None:
+    item = next(item for item in FAMILIES if item.kind == "deberta" and item.config.get("legacy") is False)
+    model, batch = build(item)
+    wrong = replace(_architecture(item), uncalled=())
+    with pytest.raises(AssertionError, match="merging moves outputs by"):
+        check_architecture(wrong, model, allow_other=item.other, **batch)
+
+
 def test_check_architecture_finds_a_parameter_that_is_never_read() -> None:
     model, batch = build("GPT2Model")
     model.h[0].register_module("ln_3", nn.LayerNorm(16))
