@@ -81,6 +81,12 @@ class _Resolver:
         matched = self._matching.sites(rule)
         if not matched:
             raise PlanError("the rule matches no site", _where(index, rule), self._suggest(rule))
+        if rule.exclude is not None and self._matching.excludes_nothing(rule):
+            raise PlanError(
+                "it leaves out nothing of what the rule matches",
+                f"{_where(index, rule)}.exclude",
+                "; ".join(["correct or remove it", *self._near(rule.exclude.role, rule.exclude.target)]),
+            )
         claimed = [site for site in matched if kind.claims(site)]
         if not claimed:
             raise PlanError(
@@ -255,21 +261,26 @@ class _Resolver:
         narrowed = self._narrowed(rule)
         if narrowed:
             return narrowed
-        parts = []
-        if rule.role is not None:
-            roles = {site.role for site in self._sites if not site.role.startswith("other.")}
-            if roles:
-                parts.append(nearest(rule.role.replace("\\", ""), roles))
-            else:
-                parts.append("this model has no architecture plugin, so no roles: use `target:`")
-        if rule.target is not None:
-            paths = {site.path for site in self._sites}
-            if len(paths) > _MANY:  # comparing texts is slow; one layer stands for all
-                paths = set(sorted({site.path for site in self._sites if not site.layer})[:_MANY])
-            parts.append(nearest(rule.target.replace("\\", ""), paths))
+        parts = self._near(rule.role, rule.target)
         if rule.layers != "all":
             parts.append(f"layers: {rule.layers}")
         return "; ".join(part for part in parts if part)
+
+    def _near(self, role: str | None, target: str | None) -> list[str]:
+        """Return hints with the roles and paths nearest to two patterns."""
+        parts = []
+        if role is not None:
+            roles = {site.role for site in self._sites if not site.role.startswith("other.")}
+            if roles:
+                parts.append(nearest(role.replace("\\", ""), roles))
+            else:
+                parts.append("this model has no architecture plugin, so no roles: use `target:`")
+        if target is not None:
+            paths = {site.path for site in self._sites}
+            if len(paths) > _MANY:  # comparing texts is slow; one layer stands for all
+                paths = set(sorted({site.path for site in self._sites if not site.layer})[:_MANY])
+            parts.append(nearest(target.replace("\\", ""), paths))
+        return parts
 
 
 def _join_parts(free: list[tuple[Site, str]], sites: Sequence[Site]) -> list[tuple[Site, str]]:
