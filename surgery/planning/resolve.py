@@ -73,9 +73,9 @@ class _Resolver:
         self._sites = sites
         self._inventory = inventory
         self._matching = matching
-        self._by_path: dict[str, list[Site]] = {}
+        self._beside: dict[tuple[str, str], dict[str, Site]] = {}
         for site in sites:
-            self._by_path.setdefault(site.path, []).append(site)
+            self._beside.setdefault((site.path, site.role), {})[site.parameter] = site
 
     def apply(self, index: int, rule: Rule, kind: Asked, options: Options, state: _State) -> None:
         matched = self._matching.sites(rule)
@@ -229,11 +229,8 @@ class _Resolver:
         return edits
 
     def _companions(self, site: Site, kind: Asked, options: Options) -> tuple[Site, ...]:
-        others = {
-            other.parameter: other
-            for other in self._by_path[site.path]
-            if other.role == site.role and other.parameter != site.parameter
-        }
+        others = dict(self._beside.get((site.path, site.role), {}))
+        others.pop(site.parameter, None)
         names = kind.companions(site, options, tuple(others))
         missing = [name for name in names if name not in others]
         if missing:
