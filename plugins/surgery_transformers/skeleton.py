@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,8 +11,23 @@ import transformers
 from transformers import AutoConfig, PretrainedConfig
 
 from surgery.errors import CheckpointError, nearest
+from surgery.planning.headers import read_config
 
 __all__ = ["meta_model"]
+
+_MOST_LAYERS = 10_000
+_MOST_LABELS = 1_000_000
+_LAYERS = (
+    "num_hidden_layers",
+    "num_layers",
+    "n_layer",
+    "n_layers",
+    "num_encoder_layers",
+    "num_decoder_layers",
+    "encoder_layers",
+    "decoder_layers",
+    "depth",
+)
 
 
 def meta_model(config_or_folder: Any, auto_class: str | None = None) -> torch.nn.Module:
@@ -27,16 +42,18 @@ def meta_model(config_or_folder: Any, auto_class: str | None = None) -> torch.nn
         CheckpointError: the configuration cannot be read, or transformers knows no such model.
     """
     config = _config(config_or_folder)
-    builder = _builder(config, auto_class)
     # torch.device("meta") keeps tied weights tied, which accelerate's init_empty_weights does not.
     with torch.device("meta"):
         try:
-            return cast("torch.nn.Module", builder(config))
-        except ValueError as error:
+            _check_size(config.to_dict(), _where(config_or_folder))
+            return cast("torch.nn.Module", _builder(config, auto_class)(config))
+        except (MemoryError, CheckpointError):
+            raise
+        except Exception as error:  # a model's own code, on numbers and names that nobody has checked
             raise CheckpointError(
                 f"{auto_class or 'AutoModel'} cannot be built for model type {config.model_type!r}",
                 _where(config_or_folder),
-                str(error).splitlines()[0][:200],
+                _first_line(error),
             ) from error
 
 
@@ -44,32 +61,61 @@ def _config(config_or_folder: Any) -> PretrainedConfig:
     if isinstance(config_or_folder, PretrainedConfig):
         return config_or_folder
     path = Path(str(config_or_folder)).expanduser()
+    where = _where(config_or_folder)
+    raw: Mapping[str, Any] = {}
     try:
         if path.suffix == ".json" and path.is_file():
             path = path.parent
+        if path.is_dir():
+            raw = read_config(path)
+        # Before transformers reads it: it makes a name for every label that is only counted.
+        _check_size(raw, where)
         name = str(path) if path.exists() else config_or_folder
         return cast("PretrainedConfig", AutoConfig.from_pretrained(name, trust_remote_code=False))
-    except (OSError, ValueError, KeyError) as error:
-        if kind := _unknown_type(path):
+    except (MemoryError, CheckpointError):
+        raise
+    except Exception as error:  # whatever a bad value sets off, in transformers or in its validators
+        if kind := _unknown_type(raw):
             raise CheckpointError(
                 f"transformers knows no model of type {kind!r}",
-                _where(config_or_folder),
+                where,
                 "put model.safetensors beside config.json, or build the model in skeleton() of a plugin's ModelSource",
             ) from error
         raise CheckpointError(
-            f"no configuration can be read: {str(error).strip().splitlines()[0][:200]}",
-            _where(config_or_folder),
+            f"no configuration can be read: {_first_line(error)}",
+            where,
             "give a folder with config.json, or a model's name on the hub while online",
         ) from error
 
 
-def _unknown_type(path: Path) -> str:
+def _check_size(settings: Mapping[str, Any], where: str) -> None:
+    """Refuse what would be built for minutes: layers and labels cost time for each one, on the meta device too."""
+    waiting: list[Mapping[str, Any]] = [settings]
+    while waiting:
+        table = waiting.pop()
+        waiting.extend(value for value in table.values() if isinstance(value, dict))
+        for key in _LAYERS:
+            if _is_more(table.get(key), _MOST_LAYERS):
+                raise CheckpointError(f"{key} is more than {_MOST_LAYERS:,}, which no model has", where)
+        named = table.get("id2label")
+        if _is_more(table.get("num_labels"), _MOST_LABELS) or (isinstance(named, dict) and len(named) > _MOST_LABELS):
+            raise CheckpointError(f"there are more than {_MOST_LABELS:,} labels", where)
+
+
+def _is_more(value: Any, most: int) -> bool:
+    return isinstance(value, int | float) and value > most
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # A KeyError or a ZeroDivisionError says little without its own name, and a validator's first line is a heading.
+    text = " ".join(lines[:2]) if lines and lines[0].endswith(":") else (lines or [""])[0]
+    return (text if isinstance(error, OSError | ValueError) and text else f"{type(error).__name__}: {text}")[:200]
+
+
+def _unknown_type(config: Mapping[str, Any]) -> str:
     """The `model_type` of a folder's configuration, where that is what transformers stumbles over."""
-    try:
-        config = json.loads((path / "config.json").read_text("utf-8"))
-        kind = config.get("model_type")
-    except (OSError, ValueError, AttributeError):
-        return ""
+    kind = config.get("model_type")
     return kind if isinstance(kind, str) and kind not in transformers.CONFIG_MAPPING else ""
 
 
@@ -80,7 +126,9 @@ def _builder(config: PretrainedConfig, auto_class: str | None) -> Any:
             known = [name for name in dir(transformers) if name.startswith("AutoModel")]
             raise CheckpointError(f"transformers has no {auto_class!r}", hint=nearest(auto_class, known))
         return lambda config: auto.from_config(config, trust_remote_code=False)
-    named = getattr(transformers, (config.architectures or [""])[0], None)
+    classes = config.architectures
+    first = classes[0] if isinstance(classes, list) and classes else ""
+    named = getattr(transformers, first, None) if isinstance(first, str) else None
     if named is not None and hasattr(named, "_from_config"):
         return named._from_config
     # Looked up only here: importing the Auto models costs more than building a model on the meta device.

@@ -80,7 +80,10 @@ def _subject(spec: Spec, path: Path, model: str | None) -> str:
 def _plan(spec: Spec, subject: str, registry: Registry, from_headers: bool) -> Plan:
     from surgery.errors import CheckpointError
     from surgery.planning import plan as make_plan
+    from surgery.planning.headers import check_index
 
+    if from_headers:
+        check_index(Path(subject))  # else a folder whose shards are missing would be told to have no headers
     has_head = spec.task is not None and not from_headers
     auto_class = registry.task(spec.task.kind).auto_class if has_head and spec.task else None
     decided = make_plan(spec, subject, registry, auto_class=auto_class)

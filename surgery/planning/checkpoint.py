@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,11 @@ from surgery.planning.inventory import Inventory, ParameterEntry
 
 __all__ = ["inventory_of_checkpoint"]
 
+_MOST_TENSORS = 250_000
+"""The largest open checkpoints, quantised and with a tensor for each of hundreds of experts, hold about 200,000."""
+_MOST_PARTS = 64
+_MOST_BESIDE = 1_000
+"""Tensors of one module: each of them is looked at beside all others."""
 _NUMBER = r"(0|[1-9][0-9]{0,8})"
 
 
@@ -24,7 +29,9 @@ def inventory_of_checkpoint(folder: Path, architecture: Architecture | None, con
     """Take the inventory from headers. `architecture` tells names, hosts and ties, which headers do not say."""
     text = config.get("text_config")
     settings = {**(text if isinstance(text, dict) else {}), **config}
-    entries = list(_entries(read_checkpoint_headers(folder).values(), architecture, settings))
+    headers = read_checkpoint_headers(folder)
+    _refuse_hostile(headers, folder)
+    entries = list(_entries(headers.values(), architecture, settings))
     entries.sort(key=lambda entry: _natural(entry.name))
     names = {entry.name: entry for entry in entries}
     groups: dict[str, list[str]] = {}  # the name that is in the file -> those that were left out
@@ -38,6 +45,21 @@ def inventory_of_checkpoint(folder: Path, architecture: Architecture | None, con
     ties = {name: tuple(other for other in group if other != name) for group in groups.values() for name in group}
     # Names that were left out come last, as heads do in a model: the first name of a tied tensor is then the same one.
     return Inventory(str(config.get("model_type") or "") or None, "", "headers", tuple(entries), ties, settings)
+
+
+def _refuse_hostile(names: Collection[str], folder: Path) -> None:
+    """Refuse what no model is, and what would be planned for minutes."""
+    if len(names) > _MOST_TENSORS:
+        raise CheckpointError(f"it holds {len(names):,} tensors; at most {_MOST_TENSORS:,} are read", str(folder))
+    for name in names:
+        if name.count(".") >= _MOST_PARTS:
+            raise CheckpointError(
+                f"a tensor's name has more than {_MOST_PARTS} parts", f"{folder}: tensor {name[:60] + '...'!r}"
+            )
+    most = Counter(name.rpartition(".")[0] for name in names).most_common(1)
+    if most and most[0][1] > _MOST_BESIDE:
+        what = f"the module {most[0][0]!r} has {most[0][1]:,} tensors; at most {_MOST_BESIDE:,} are read"
+        raise CheckpointError(what, str(folder))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import Any
 from surgery.errors import CheckpointError
 from surgery.planning.inventory import DTYPE_BYTES
 
-__all__ = ["TensorHeader", "read_checkpoint_headers", "read_config", "read_header"]
+__all__ = ["TensorHeader", "check_index", "read_checkpoint_headers", "read_config", "read_header"]
 
 _MAX_HEADER = 32 * 1024 * 1024
 _MAX_INDEX = 64 * 1024 * 1024
@@ -89,6 +89,20 @@ def read_checkpoint_headers(folder: Path) -> dict[str, TensorHeader]:
     raise CheckpointError(
         "no model.safetensors and no index here", str(folder), "name a folder that holds a checkpoint"
     )
+
+
+def check_index(folder: Path) -> None:
+    """Refuse a folder whose index of shards is wrong; one without an index is left to whoever reads it.
+
+    Raises:
+        CheckpointError: what is wrong with the index or its shards.
+    """
+    try:
+        is_sharded = (folder / _INDEX).is_file()
+    except (OSError, ValueError):  # no path at all, but the name of a model
+        return
+    if is_sharded:
+        _read_shards(folder)
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:

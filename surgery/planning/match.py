@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from time import thread_time
 from typing import NoReturn
 
-from surgery.architecture import Site
+from surgery.architecture import ROLES, Site
 from surgery.errors import PlanError
 from surgery.spec import Rule, compile_pattern, layer_indices
 
@@ -47,22 +48,13 @@ class Matching:
             PlanError: a layer that does not exist, or the time is used up.
             SpecError: one match alone took too long.
         """
-        start = thread_time()
         excluded = rule.exclude
-        wanted = _Names(rule.role, rule.target, start + self._left)
-        unwanted = _Names(excluded.role, excluded.target, start + self._left) if excluded else None
-        try:
+        with self._spending() as deadline:
+            wanted = _Names(rule.role, rule.target, deadline)
+            unwanted = _Names(excluded.role, excluded.target, deadline) if excluded else None
             kept = [site for site in self._sites if not (unwanted and unwanted(site))]
             matched = [site for site in kept if wanted(site)]
             missed = [site for site in kept if site.open and wanted.may_mean(site) and not wanted(site)]
-        except TimeoutError:
-            self._left = 0.0
-            raise PlanError(
-                f"the patterns took more than {self._budget:.1f} s of processor time on {len(self._sites):,} names",
-                hint="simplify them: avoid several .* or repeats in one another; later rules were not looked at",
-            ) from None
-        finally:
-            self._left -= thread_time() - start
         if missed:
             _refuse_missing(missed)
         if rule.layers == "all" or not matched:
@@ -71,6 +63,44 @@ class Matching:
         stacks = {site.stack for site in matched if site.layer is not None} or {""}
         chosen = {stack: set(layer_indices(rule.layers, self._counts.get(stack, 0))) for stack in sorted(stacks)}
         return [site for site in matched if site.layer is not None and site.layer in chosen[site.stack]]
+
+    def excludes_nothing(self, rule: Rule) -> bool:
+        """Whether `exclude` leaves out nothing that the rule would match, as a misspelt one does.
+
+        A role of the vocabulary that this model does not have is no mistake: one spec serves models with and without
+        a head.
+
+        Raises:
+            PlanError, SpecError: as `sites`.
+        """
+        excluded = rule.exclude
+        if excluded is None:
+            return False
+        with self._spending() as deadline:
+            wanted = _Names(rule.role, rule.target, deadline)
+            unwanted = _Names(excluded.role, excluded.target, deadline)
+            found = [site for site in self._sites if unwanted(site)]
+            if any(wanted(site) or wanted.may_mean(site) for site in found):
+                return False
+            if found or excluded.role is None or excluded.target is not None:
+                return True
+            known = compile_pattern(excluded.role)
+            return not any(known.fullmatch(role) for role in ROLES)
+
+    @contextlib.contextmanager
+    def _spending(self) -> Iterator[float]:
+        """Take what happens inside off the budget; the value is when it is used up."""
+        start = thread_time()
+        try:
+            yield start + self._left
+        except TimeoutError:
+            self._left = 0.0
+            raise PlanError(
+                f"the patterns took more than {self._budget:.1f} s of processor time on {len(self._sites):,} names",
+                hint="simplify them: avoid several .* or repeats in one another; later rules were not looked at",
+            ) from None
+        finally:
+            self._left -= thread_time() - start
 
 
 def _refuse_missing(missed: Sequence[Site]) -> NoReturn:

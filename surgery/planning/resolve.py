@@ -73,14 +73,20 @@ class _Resolver:
         self._sites = sites
         self._inventory = inventory
         self._matching = matching
-        self._by_path: dict[str, list[Site]] = {}
+        self._beside: dict[tuple[str, str], dict[str, Site]] = {}
         for site in sites:
-            self._by_path.setdefault(site.path, []).append(site)
+            self._beside.setdefault((site.path, site.role), {})[site.parameter] = site
 
     def apply(self, index: int, rule: Rule, kind: Asked, options: Options, state: _State) -> None:
         matched = self._matching.sites(rule)
         if not matched:
             raise PlanError("the rule matches no site", _where(index, rule), self._suggest(rule))
+        if rule.exclude is not None and self._matching.excludes_nothing(rule):
+            raise PlanError(
+                "it leaves out nothing of what the rule matches",
+                f"{_where(index, rule)}.exclude",
+                "; ".join(["correct or remove it", *self._near(rule.exclude.role, rule.exclude.target)]),
+            )
         claimed = [site for site in matched if kind.claims(site)]
         if not claimed:
             raise PlanError(
@@ -223,11 +229,8 @@ class _Resolver:
         return edits
 
     def _companions(self, site: Site, kind: Asked, options: Options) -> tuple[Site, ...]:
-        others = {
-            other.parameter: other
-            for other in self._by_path[site.path]
-            if other.role == site.role and other.parameter != site.parameter
-        }
+        others = dict(self._beside.get((site.path, site.role), {}))
+        others.pop(site.parameter, None)
         names = kind.companions(site, options, tuple(others))
         missing = [name for name in names if name not in others]
         if missing:
@@ -255,21 +258,26 @@ class _Resolver:
         narrowed = self._narrowed(rule)
         if narrowed:
             return narrowed
-        parts = []
-        if rule.role is not None:
-            roles = {site.role for site in self._sites if not site.role.startswith("other.")}
-            if roles:
-                parts.append(nearest(rule.role.replace("\\", ""), roles))
-            else:
-                parts.append("this model has no architecture plugin, so no roles: use `target:`")
-        if rule.target is not None:
-            paths = {site.path for site in self._sites}
-            if len(paths) > _MANY:  # comparing texts is slow; one layer stands for all
-                paths = set(sorted({site.path for site in self._sites if not site.layer})[:_MANY])
-            parts.append(nearest(rule.target.replace("\\", ""), paths))
+        parts = self._near(rule.role, rule.target)
         if rule.layers != "all":
             parts.append(f"layers: {rule.layers}")
         return "; ".join(part for part in parts if part)
+
+    def _near(self, role: str | None, target: str | None) -> list[str]:
+        """Return hints with the roles and paths nearest to two patterns."""
+        parts = []
+        if role is not None:
+            roles = {site.role for site in self._sites if not site.role.startswith("other.")}
+            if roles:
+                parts.append(nearest(role.replace("\\", ""), roles))
+            else:
+                parts.append("this model has no architecture plugin, so no roles: use `target:`")
+        if target is not None:
+            paths = {site.path for site in self._sites}
+            if len(paths) > _MANY:  # comparing texts is slow; one layer stands for all
+                paths = set(sorted({site.path for site in self._sites if not site.layer})[:_MANY])
+            parts.append(nearest(target.replace("\\", ""), paths))
+        return parts
 
 
 def _join_parts(free: list[tuple[Site, str]], sites: Sequence[Site]) -> list[tuple[Site, str]]:

@@ -108,14 +108,17 @@ def _version(value: Any) -> Literal[1]:
 
 
 Version = Annotated[Literal[1], PlainValidator(_version), WithJsonSchema({"const": VERSION})]
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""No folder above (`..`) and no option (`-rf`): the name becomes a folder's, and stands in commands."""
 
 
 def _name(value: str) -> str:
     if _NAME.fullmatch(value):
         return value
     what = f"must be 1 to 64 letters, digits, dots, dashes or underscores, not {quoted(value, 70)}"
-    suggestion = re.sub(r"[^A-Za-z0-9._-]+", "-", value)[:64].strip("-")
+    if value[0:1] in (".", "-", "_"):
+        what = f"must begin with a letter or a digit, unlike {quoted(value, 70)}"
+    suggestion = re.sub(r"[^A-Za-z0-9._-]+", "-", value).lstrip("._-")[:64].strip("-")
     hint = f"write name: {suggestion}" if suggestion else "write for example name: bert-lora"
     raise in_words(what, hint)
 

@@ -78,7 +78,7 @@ class ArmSpec(StrictModel):
     @classmethod
     def _cross_check(cls, data: Mapping[str, Any], _context: Any) -> list[InitErrorDetails]:
         grid = data.get("learning_rate")
-        if isinstance(grid, list | tuple) and len(set(map(repr, grid))) < len(grid):
+        if isinstance(grid, list | tuple) and len(set(map(_alike, grid))) < len(grid):
             return [said("names a learning rate twice", "remove one of them", ("learning_rate",))]
         return []
 
@@ -86,6 +86,11 @@ class ArmSpec(StrictModel):
     def swept(self) -> bool:
         """Whether the learning rate is chosen from several."""
         return len(self.learning_rate) > 1
+
+
+def _alike(rate: Any) -> Any:
+    """Return what two ways of writing one number share: 1 and 1.0. What is no number is refused elsewhere."""
+    return rate if type(rate) in (int, float) else repr(rate)
 
 
 class Forgetting(StrictModel):
@@ -170,6 +175,7 @@ def _arm_lines(data: Mapping[str, Any]) -> list[InitErrorDetails]:
         for name in (FROZEN, MAJORITY)
         if name in arms
     ]
+    lines += _label_lines(arms)
     if isinstance(reference, str) and reference not in arms:
         names = [str(name) for name in arms]
         lines.append(said(f"no arm is called {reference!r}", nearest(reference, names), ("reference",)))
@@ -184,6 +190,21 @@ def _data_lines(data: Mapping[str, Any]) -> list[InitErrorDetails]:
         return []
     hint = "write data.test: FILE; it is read once for every final run, and validation only chooses learning rates"
     return [said("names no test file, and a study needs one", hint, ("data",))]
+
+
+def _label_lines(arms: Mapping[Any, Any]) -> list[InitErrorDetails]:
+    """Refuse two arms that tables and plots would call the same."""
+    called: dict[str, Any] = {}
+    lines = []
+    for name, arm in arms.items():
+        given = arm.get("label") if isinstance(arm, Mapping) else getattr(arm, "label", None)
+        label = given if isinstance(given, str) else str(name)
+        if label in called:
+            place = ("arms", name, "label") if isinstance(given, str) else ("arms", called[label], "label")
+            what = f"the arms {str(called[label])!r} and {str(name)!r} are both called {label!r}"
+            lines.append(said(what, "give each arm a label of its own", place))
+        called.setdefault(label, name)
+    return lines
 
 
 def _seed_lines(data: Mapping[str, Any]) -> list[InitErrorDetails]:

@@ -11,14 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from surgery.errors import TrainingError, nearest
+from surgery.errors import Problem, StateError, TrainingError, nearest
 from surgery.training.collate import length
 from surgery.training.result import Progress
 
 if TYPE_CHECKING:
+    from surgery.operation import Operation
+    from surgery.training.order import Order
     from surgery.training.session import Session
 
-__all__ = ["Evaluation", "evaluate", "logits"]
+__all__ = ["Evaluation", "evaluate", "logits", "refuse_silent"]
+
+_PROBES = 16
+"""Batches after which a site that was never used counts as silent; a healthy model needs one."""
 
 Batch = tuple[list[int], dict[str, torch.Tensor]]
 
@@ -53,7 +58,7 @@ def evaluate(
     if session.labels:
         items |= {"prediction": np.zeros(count, dtype=np.int64), "label": np.zeros(count, dtype=np.int64)}
     done = 0
-    with _inference(session, model):
+    with inference(session, model):
         for indices, batch in batches:
             labels = batch["labels"]
             output = _forward(model, batch)
@@ -74,13 +79,40 @@ def logits(session: Session, split: str, limit: int | None = None, model: Any = 
     model = session.model if model is None else model
     batches = _batches(session, split, limit)
     found: dict[int, np.ndarray] = {}
-    with _inference(session, model):
+    with inference(session, model):
         for indices, batch in batches:
             output = _forward(model, batch).float().cpu().numpy()
             for row, index in enumerate(indices):
                 tokens = length(session.examples[split][index])
                 found[index] = output[row, :tokens] if output.ndim == 3 else output[row]
     return [found[index] for index in sorted(found)]
+
+
+def refuse_silent(session: Session, operation: Operation, examples: Order, batch_size: int) -> None:
+    """Refuse adapters that the model never calls where it is evaluated: they would be trained for nothing.
+
+    Without gradients, as evaluation is: some modules have a fast path then, which reads weights past their modules.
+    Where something is silent, more batches follow: an expert may wait for its tokens.
+
+    Raises:
+        TrainingError: the silent sites, all of them.
+    """
+    silent: dict[str, Problem] | None = None
+    device = next(session.model.parameters()).device
+    with inference(session, session.model):
+        for start in range(0, min(len(examples), _PROBES * batch_size), batch_size):
+            chosen = [examples[index] for index in range(start, min(start + batch_size, len(examples)))]
+            batch = session.collator(chosen)
+            try:
+                operation.probe({key: value.to(device) for key, value in batch.items() if key != "labels"})
+            except StateError as error:
+                found = {problem.where: problem for problem in error.problems}
+                silent = {key: found[key] for key in (silent or found) if key in found}
+                if silent:
+                    continue
+            return
+    if silent:
+        raise TrainingError.of(list(silent.values()))
 
 
 def _batches(session: Session, split: str, limit: int | None) -> list[Batch]:
@@ -106,7 +138,7 @@ def _forward(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def _inference(session: Session, model: Any) -> Iterator[None]:
+def inference(session: Session, model: Any) -> Iterator[None]:
     was_training = model.training
     device = next(model.parameters()).device.type
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -17,7 +17,7 @@ import torch
 from surgery.errors import StateError, TrainingError
 from surgery.operation import Operation
 from surgery.spec import TrainingSpec
-from surgery.training.evaluation import Evaluation, evaluate, logits
+from surgery.training.evaluation import Evaluation, evaluate, logits, refuse_silent
 from surgery.training.folders import check_seal, disk_errors
 from surgery.training.groups import parameter_groups
 from surgery.training.memory import optimizer_bytes, saved_activation_bytes, storage_bytes
@@ -79,6 +79,7 @@ def fit(  # noqa: PLR0913 - everything after the star is optional or named
         arguments.eval_on_start = evaluate_first and checkpoint is None
         order = _order(session, training, seed)
         trainer = stack.enter_context(_trainer(session, operation, order, groups, arguments, progress))
+        refuse_silent(session, operation, order, training.batch_size)
         activations = _activations(trainer, order)
         with _interruptible(trainer):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ __all__ = ["FORMATS", "read_table"]
 
 MAX_BYTES = 2 * 1024**3
 MAX_FIELD = 64 * 1024**2
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+"""An escape that may be half a character: the file itself is UTF-8, which has none."""
 _BIG_HINT = "a data set of this size belongs in the Hugging Face format, read by name"
 
 
@@ -37,7 +41,12 @@ def read_table(path: Path) -> Table:
 
 def _text(path: Path) -> str:
     try:
-        if path.stat().st_size > MAX_BYTES:
+        status = path.stat()
+        if not (
+            stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
+        ):  # a pipe would be waited for, a device never ends
+            raise DataError("it is no regular file", str(path), "write the rows to a file, and name that")
+        if status.st_size > MAX_BYTES:
             raise DataError(f"the file is larger than {MAX_BYTES // 1024**3} GiB", str(path), _BIG_HINT)
         data = path.read_bytes()
     except FileNotFoundError:
@@ -102,6 +111,8 @@ def _json_lines(text: str, origin: str) -> Table:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             rows.append(_object(_parsed(line, origin, number), f"{origin}:{number}"))
+            if _SURROGATE.search(line):
+                _refuse_halves(rows[-1], f"{origin}:{number}")
             places.append(number)
     return Table(rows, origin, places)
 
@@ -114,6 +125,9 @@ def _json(text: str, origin: str) -> Table:
         what = f"the file must hold a list of objects, not {_kind(value)}"
         raise DataError(what, origin, "one object in each line is JSON Lines: name the file .jsonl")
     rows = [_object(item, f"{origin}:row {number}") for number, item in enumerate(value, start=1)]
+    if _SURROGATE.search(text):
+        for number, row in enumerate(rows, start=1):
+            _refuse_halves(row, f"{origin}:row {number}")
     return Table(rows, origin, range(1, len(rows) + 1), "row ")
 
 
@@ -131,6 +145,16 @@ def _object(value: Any, where: str) -> Row:
     if not isinstance(value, dict):
         raise DataError(f"a row must be an object, not {_kind(value)}", where, 'write {"text": "...", "label": "..."}')
     return value
+
+
+def _refuse_halves(row: Row, where: str) -> None:
+    r"""Refuse half a character: `"\ud83d"` is JSON, but no text that could be encoded, hashed or tokenized."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        hint = "characters above \\uffff are two escapes, such as \\ud83d\\ude00; write both, or neither"
+        raise DataError(f"{half} is half a character", where, hint) from None
 
 
 def _kind(value: Any) -> str:

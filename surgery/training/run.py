@@ -8,13 +8,14 @@ import math
 import os
 import shlex
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from surgery.errors import TrainingError
-from surgery.operation import Operation, operate
+from surgery.errors import CheckpointError, TrainingError
+from surgery.operation import Operation, load_adapter, operate
 from surgery.registry import Registry, load_registry, load_spec
 from surgery.spec import ModelRef, Spec, TrainingSpec
 from surgery.training.data import DataOverride, describe
@@ -28,6 +29,7 @@ __all__ = ["RunResult", "train"]
 
 _CHECKPOINTS = "checkpoints"
 _RESULT = "result.json"
+_ADAPTER = "adapter"
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def train(  # noqa: PLR0913 - everything after the star is optional or named
         out: the run folder; new or empty, unless `resume`.
         registry: the installed plugins; None loads them.
         data, model: in place of the spec's.
-        resume: go on with what `out` holds; a finished run is left alone.
+        resume: go on with what `out` holds; a finished run of the same inputs is checked and left alone.
         progress: told how far it is.
         tell: told the notes of the result as soon as they are known, most of them before training.
         keep: how the operation keeps the originals while merged, see `surgery.operate`.
@@ -87,13 +89,15 @@ def train(  # noqa: PLR0913 - everything after the star is optional or named
     notes = _Notes(tell)
     with disk_errors(folder), alone_in(folder) if _is_main() else contextlib.nullcontext():
         done = _open(folder, spec, resume)
-        if done is not None:
-            notes.add(*done.notes)
-            return done
-        notes.add(*_nothing_to_resume(folder, resume))
+        if done is None:
+            notes.add(*_nothing_to_resume(folder, resume))
         try:
             session = prepare(spec, registry, data=data, model=model)
             _begin(folder, session, data, model)
+            if done is not None:
+                _check_adapter(folder / _ADAPTER, session)
+                notes.add(*done.notes)
+                return done
             notes.add(*session.notes)
             with operate(session.model, session.plan, keep=keep, registry=registry) as operation:
                 result = _run(folder, session, operation, spec.training, progress)
@@ -164,14 +168,14 @@ def _open(folder: Path, spec: Spec, resume: bool) -> RunResult | None:
     before = _record(folder)
     if before and before["identity"]["spec"] != spec.canonical_json():
         raise TrainingError("the folder holds a run of another spec", str(folder), _spec_hint(before, spec))
-    result = _read(folder / _RESULT)
-    if not result:
+    if not (folder / _RESULT).is_file():
         return None
+    result = _read(folder / _RESULT)
     metrics = result.get("metrics")
-    if not isinstance(metrics, dict) or not all(isinstance(values, dict) for values in metrics.values()):
+    if not isinstance(metrics, dict) or not all(_is_metrics(values) for values in metrics.values()):
         hint = "delete it, or name a new folder"
         raise TrainingError("the file holds no result of a run", str(folder / _RESULT), hint)
-    return RunResult(folder, result["metrics"], was_done=True, notes=("the run is already finished: nothing was done",))
+    return RunResult(folder, metrics, was_done=True, notes=("the run is already finished: nothing was done",))
 
 
 def _begin(folder: Path, session: Session, data: DataOverride | None, model: ModelRef | str | None) -> None:
@@ -199,7 +203,7 @@ def _finish(
     plain = fitted.to_dict()
     lines = [canonical_json(point) for point in plain.pop("history")]
     write_text(folder / "metrics.jsonl", "".join(f"{line}\n" for line in lines))
-    staged, adapter = folder / "adapter.writing", folder / "adapter"
+    staged, adapter = folder / f"{_ADAPTER}.writing", folder / _ADAPTER
     shutil.rmtree(staged, ignore_errors=True)
     try:
         operation.save(staged)
@@ -210,6 +214,23 @@ def _finish(
         raise
     write_json(folder / _RESULT, {"name": session.spec.name, "metrics": metrics, "fit": plain})
     shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
+
+
+def _is_metrics(values: Any) -> bool:
+    """Whether `values` are a split's metrics: finite numbers, or null where one was not finite."""
+    return isinstance(values, dict) and all(
+        value is None or (type(value) in (int, float) and abs(value) <= sys.float_info.max) for value in values.values()
+    )
+
+
+def _check_adapter(folder: Path, session: Session) -> None:
+    """Load what a finished run saved, and take it off again: a run is not done whose adapter is gone or damaged."""
+    try:
+        with load_adapter(session.model, folder, registry=session.registry):
+            pass
+    except CheckpointError as error:
+        what = f"the run is finished, but its adapter cannot be used: {error.what}"
+        raise TrainingError(what, error.where, "restore the folder, or train anew into a new one") from error
 
 
 def _is_leftover(folder: Path) -> bool:

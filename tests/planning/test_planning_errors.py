@@ -45,6 +45,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], list[dict[str, Any]]]] = {
     "no-match-role-without-architecture": (plain, [{"role": Q, **LORA}]),
     "no-match-target-without-architecture": (plain, [{"target": "3", **LORA}]),
     "no-match-excluded": (bert, [{"role": Q, "exclude": {"role": r"attention\..*"}, **LORA}]),
+    "exclude-nothing": (bert, [{"role": r"attention\..*", "exclude": {"role": r"atention\.query"}, **LORA}]),
+    "exclude-others": (bert, [{"role": r"attention\..*", "exclude": {"role": r"mlp\..*"}, **LORA}]),
+    "exclude-no-target": (plain, [{"target": ".*", "exclude": {"target": "l.head"}, **FULL}]),
     "shadowed": (bert, [{"role": r"attention\..*", **LORA}, {"role": Q, **LORA}]),
     "shadowed-by-several": (
         bert,

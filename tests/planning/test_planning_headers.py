@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from surgery.errors import CheckpointError
-from surgery.planning.headers import read_checkpoint_headers, read_config, read_header
+from surgery.planning.checkpoint import inventory_of_checkpoint
+from surgery.planning.headers import check_index, read_checkpoint_headers, read_config, read_header
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -226,3 +227,26 @@ def test_a_config_that_is_too_large(tmp_path: Path) -> None:
         file.truncate(2**30)
     with pytest.raises(CheckpointError, match="too large"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        ([f"h.{index}.weight" for index in range(250_001)], "it holds 250,001 tensors; at most 250,000 are read"),
+        (["a." * 64 + "weight"], "a tensor's name has more than 64 parts"),
+        ([f"a.{index}" for index in range(1001)], "the module 'a' has 1,001 tensors; at most 1,000 are read"),
+    ],
+    ids=["tensors", "parts", "beside"],
+)
+def test_what_no_model_is(names: list[str], what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("surgery.planning.checkpoint.read_checkpoint_headers", lambda _: dict.fromkeys(names))
+    with pytest.raises(CheckpointError) as caught:
+        inventory_of_checkpoint(tmp_path, None, {})
+    assert caught.value.what == what
+
+
+def test_an_index_is_checked_where_it_is(tmp_path: Path) -> None:
+    check_index(tmp_path)
+    check_index(Path("a" * 5000))
+    with pytest.raises(CheckpointError, match=r"names b\.safetensors, which is missing"):
+        check_index(shards(tmp_path, {"x": "b.safetensors"}))

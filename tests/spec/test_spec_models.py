@@ -216,3 +216,11 @@ def test_many_problems_are_cut_short(catalog: Catalog) -> None:
         parse_spec(text, catalog=catalog)
     assert len(caught.value.problems) == 51
     assert caught.value.problems[-1].what == "and 150 more problems"
+
+
+@pytest.mark.parametrize(("name", "suggested"), [("..", "bert-lora"), ("-rf", "rf"), ("._a", "a"), ("--", "bert-lora")])
+def test_a_name_is_no_path_and_no_option(name: str, suggested: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        Spec(name=name, rules=[Rule(role=".*", adapter="full")])
+    assert "must begin with a letter or a digit" in caught.value.what
+    assert suggested in caught.value.hint

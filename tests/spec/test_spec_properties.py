@@ -115,7 +115,7 @@ trainings = st.fixed_dictionaries(
 )
 specs = st.builds(
     Spec,
-    name=st.from_regex(r"\A[A-Za-z0-9._-]{1,64}\Z"),
+    name=st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"),
     seed=st.integers(0, 2**63 - 1),
     rules=st.lists(rules, min_size=1, max_size=3),
     model=st.none() | full_words,

@@ -72,6 +72,7 @@ def test_one_learning_rate_is_a_grid_of_one(tmp_path: Path) -> None:
         ("margin: 0.01", "margin: 0.01\nmargni: 1", "20:1  margni", "did you mean 'margin'?"),
         ("  small:", "  frozen:", "14:3  arms.frozen", "belongs to a row that every study has"),
         ("[3e-5, 1e-4]", "[1e-4, 1e-4]", "learning_rate", "names a learning rate twice"),
+        ("[3e-5, 1e-4]", "[1, 1.0]", "learning_rate", "names a learning rate twice"),
         ("[3e-5, 1e-4]", "[]", "13:20  arms.full.learning_rate", ""),
         ("version: 1\n", "", "", "'version' is missing"),
     ],
@@ -143,3 +144,13 @@ def test_without_a_head_the_frozen_row_is_the_untouched_base() -> None:
     assert len(frozen) == 1
     assert not frozen[0].trains
     assert study.label(FROZEN) == "frozen (untouched base)"
+
+
+@pytest.mark.parametrize("labels", [("A", "A"), ("two", None), (None, "one")], ids=str)
+def test_two_arms_of_one_label(labels: tuple[str | None, str | None]) -> None:
+    from surgery.study.spec import _label_lines
+
+    arms = {name: {"label": label} for name, label in zip(("one", "two"), labels, strict=True)}
+    (line,) = _label_lines(arms)
+    assert "are both called" in str(line)
+    assert _label_lines({"one": {}, "two": {"label": "A"}, "three": {"label": "B"}, "four": 5}) == []

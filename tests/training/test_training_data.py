@@ -272,3 +272,22 @@ def test_a_forbidden_file(tmp_path: Path) -> None:
     if os.access(path, os.R_OK):
         pytest.skip("this user may read everything")
     assert refused(path).what == "the file cannot be read: Permission denied"
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    assert refused(tmp_path / name).what == "it is no regular file"
+
+
+def test_half_a_character_is_located(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "\\ud83d\\ude00 \\\\ud83d"}\n{"text": ["x", {"y": "\\uDC00 a"}]}\n')
+    error = refused(path)
+    assert (error.what, error.where) == ("\\udc00 is half a character", f"{path}:2")
+    path = tmp_path / "b.json"
+    path.write_text('[{"text": "a"}, {"\\ud800": "b"}]')
+    error = refused(path)
+    assert (error.what, error.where) == ("\\ud800 is half a character", f"{path}:row 2")
+    path.write_text('[{"text": "\\ud83d\\ude00"}]')
+    assert read_table(path)[0] == {"text": "\U0001f600"}

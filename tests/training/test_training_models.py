@@ -182,3 +182,53 @@ def test_skeletons_that_cannot_be(bert: Path, registry: Registry, tmp_path: Path
         source.skeleton(bert, "AutoModelForPoetry")
     with pytest.raises(CheckpointError, match="cannot be built for model type 'bert'"):
         source.skeleton(bert, "AutoModelForImageClassification")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_hidden_layers": "x"},
+        {"num_hidden_layers": 2.5},
+        {"num_hidden_layers": None},
+        {"num_hidden_layers": 10**9},
+        {"text_config": {"num_layers": 10_001}},
+        {"hidden_size": 0},
+        {"hidden_size": 10**30},
+        {"num_attention_heads": 0},
+        {"vocab_size": -5},
+        {"num_labels": 10**8},
+        {"id2label": 5},
+        {"architectures": ["GPT2Model"]},
+        {"hidden_act": "evil"},
+        {"dtype": "evil"},
+        {"quantization_config": 5},
+        {"model_type": [1]},
+        {"attn_implementation": "flash_attention_2"},
+    ],
+    ids=str,
+)
+def test_bad_values_of_a_configuration(
+    bert: Path, registry: Registry, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    config = {**json.loads((bert / "config.json").read_text()), **changes}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError) as caught:
+        registry.models["transformers"].value.skeleton(tmp_path)
+    assert caught.value.where == str(tmp_path)
+    assert "\n" not in caught.value.what
+
+
+@pytest.mark.parametrize(
+    "text", ["null", "NaN", "[" * 100_000, '{"model_type": "bert", "x": ' + "[" * 900 + "]" * 900 + "}"]
+)
+def test_a_configuration_that_is_no_object(registry: Registry, tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError):
+        registry.models["transformers"].value.skeleton(tmp_path)
+
+
+def test_architectures_that_name_no_class(bert: Path, registry: Registry, tmp_path: Path) -> None:
+    config = {**json.loads((bert / "config.json").read_text()), "architectures": [5]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model: Any = registry.models["transformers"].value.skeleton(tmp_path)
+    assert type(model).__name__ == "BertModel"
