@@ -23,6 +23,7 @@ from surgery.operation.fingerprint import compare_fingerprints, fingerprint
 from surgery.operation.ledger import Ledger
 from surgery.planning import Plan
 from surgery.planning.headers import read_header
+from surgery.planning.plan import INFERRED
 from surgery.registry import Registry
 from surgery.spec import Spec, parse_spec
 
@@ -161,7 +162,8 @@ def refuse_missing_plugins(config: Mapping[str, Any], registry: Registry, folder
             missing.append((f"the adapter type {adapter!r}", origin))
     # Without its roles the plan would be another one, of which nobody could tell what is missing.
     described = _ARCHITECTURE.fullmatch(config["architecture"])
-    if described and described[1] not in registry.architectures:
+    is_declared = described is not None and not described[2].startswith(INFERRED)
+    if described and is_declared and described[1] not in registry.architectures:
         missing.append((f"the architecture {described[1]!r}", described[2]))
     if missing:
         raise PluginError.of(

@@ -15,7 +15,7 @@ from surgery.planning.headers import read_config
 from surgery.planning.infer import Inference, infer
 from surgery.planning.inventory import Inventory
 from surgery.planning.live import inventory_of_module
-from surgery.planning.plan import Plan
+from surgery.planning.plan import INFERRED, Plan
 from surgery.planning.resolve import resolve
 from surgery.planning.sites import sites_of
 from surgery.registry import Registered, Registry, load_registry, load_spec
@@ -88,7 +88,7 @@ def anatomy(found: Inventory, registry: Registry) -> Anatomy:
     if not inference.sources and not inference.open:
         return Anatomy(None, "")
     how = " and ".join(sorted(set(inference.sources.values())))
-    return Anatomy(inference.architecture, f"{found.model_type or 'layers'} (inferred from {how})", inference)
+    return Anatomy(inference.architecture, f"{found.model_type or 'layers'} ({INFERRED} from {how})", inference)
 
 
 def inventory(subject: Any, registry: Registry, *, auto_class: str | None = None) -> Inventory:

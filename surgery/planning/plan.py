@@ -12,7 +12,10 @@ from surgery.architecture import Site
 from surgery.planning.inventory import DTYPE_BYTES
 from surgery.spec import Options, Rule, Spec
 
-__all__ = ["Edit", "Plan", "RuleOutcome"]
+__all__ = ["INFERRED", "Edit", "Plan", "RuleOutcome"]
+
+INFERRED = "inferred"
+"""How the origin of an architecture begins that no plugin supplied: `helium (inferred from names)`."""
 
 OPTIMIZER_STATES = 2
 """Numbers that AdamW keeps for each trainable number (first and second moment), in the parameter's own dtype."""

@@ -155,8 +155,8 @@ def _afterthoughts(result: RunResult) -> Iterator[str]:
 
 def _open(folder: Path, spec: Spec, resume: bool) -> RunResult | None:
     """Refuse a folder that is in use; return the result that it already holds, when that is what was asked for."""
-    if not _is_main():
-        return None
+    if not _is_main() and not (resume and (folder / _RESULT).is_file()):
+        return None  # the main process says what is wrong; all of them leave a finished run alone
     used = folder.is_dir() and any(folder.iterdir())
     if used and not resume:
         finished = (folder / _RESULT).is_file()

@@ -144,6 +144,17 @@ def test_a_draft_is_a_plugin_that_says_what_was_inferred(name: str) -> None:
     assert drafted.declared_by.startswith("model-surgery")
 
 
+def test_an_adapter_of_inferred_roles_is_loaded_without_a_plugin(tmp_path: Path) -> None:
+    from surgery import load_adapter, operate
+
+    model, _ = build("LlamaForCausalLM")
+    decided = plan(Spec(name="x", rules=[Rule(role=r"attention\.query", adapter="lora", rank=2)]), model, UNDECLARED)
+    assert "(inferred from names)" in decided.architecture
+    with operate(model, decided, registry=UNDECLARED) as op:
+        op.save(tmp_path / "a")
+    load_adapter(model, tmp_path / "a", registry=UNDECLARED).undo()
+
+
 def test_a_model_of_plain_modules_has_no_roles() -> None:
     from torch import nn
 
