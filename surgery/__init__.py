@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from surgery.planning import Plan as Plan
     from surgery.planning import plan as plan
     from surgery.planning import sites as sites
+    from surgery.planning.headers import read_config as read_config
     from surgery.registry import DataSource as DataSource
     from surgery.registry import ModelSource as ModelSource
     from surgery.registry import Registry as Registry
@@ -74,6 +75,7 @@ _DOOR = {
     "load_spec": "surgery.registry",
     "operate": "surgery.operation",
     "plan": "surgery.planning",
+    "read_config": "surgery.planning.headers",
     "sites": "surgery.planning",
     "spread_parts": "surgery.adapter.parts",
     "train": "surgery.training",

@@ -10,8 +10,8 @@ import torch
 import transformers
 from transformers import AutoConfig, PretrainedConfig
 
+from surgery import read_config
 from surgery.errors import CheckpointError, nearest
-from surgery.planning.headers import read_config
 
 __all__ = ["meta_model"]
 
