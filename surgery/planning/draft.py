@@ -4,28 +4,61 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from surgery.architecture import Architecture, Slice, When
 from surgery.architecture.architecture import Paths
+from surgery.planning.infer import infer
+from surgery.planning.inventory import Inventory
 
-__all__ = ["draft"]
+__all__ = ["Draft", "draft_of"]
 
 _INDENT = "    "
 
 
-def draft(architecture: Architecture, class_name: str, base: str, notes: Mapping[str, str]) -> str:
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A plugin's text for a model.
+
+    Attributes:
+        model_type: the type that it describes.
+        source: Python.
+        notes: path -> why it is not described.
+        declared_by: the distribution that describes the type already, or "".
+    """
+
+    model_type: str
+    source: str
+    notes: Mapping[str, str]
+    declared_by: str
+
+
+def draft_of(found: Inventory, declared_by: str) -> Draft:
+    """Draft an architecture from the names and shapes of a model; `declared_by` is passed on."""
+    inference = infer(found)
+    notes = {item.path: item.why for item in inference.open}
+    source = _source(inference.architecture, found.class_name or found.model_type or "model", notes)
+    return Draft(found.model_type or "", source, notes, declared_by)
+
+
+def _base_of(stacks: Mapping[str, str]) -> str:
+    """Return the attribute that holds all layers, as task models keep their base model in one; else ""."""
+    first = {path.partition(".")[0] for path in stacks.values() if "." in path}
+    base = next(iter(first)) if len(first) == 1 else ""
+    is_list = base in {path.partition(".*.")[0] for path in stacks.values()}
+    return base if base and not is_list and all(path.startswith(f"{base}.") for path in stacks.values()) else ""
+
+
+def _source(architecture: Architecture, class_name: str, notes: Mapping[str, str]) -> str:
     """Return Python source of a plugin that supplies `architecture`.
 
     Args:
         architecture: what is known, with paths from the root of the model.
         class_name: the model class that it was taken from.
-        base: name of the base model, which the paths are made relative to where all layers lie in it.
         notes: path -> why it is not described.
     """
-    if not base or not all(path.startswith(f"{base}.") for path in architecture.stacks.values()):
-        base = ""
+    base = _base_of(architecture.stacks)
     name = re.sub(r"\W", "_", architecture.types[0])
     stacks = {stack: path.removeprefix(f"{base}.") for stack, path in architecture.stacks.items()}
     inside, outside = dict(architecture.roles), {}

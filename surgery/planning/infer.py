@@ -245,9 +245,7 @@ class _Reading:
         elif entry.parameter in ("up_proj", "down_proj"):
             self._found.put(self._stack, f"moe.experts.{entry.parameter.split('_')[0]}", path, "flags")
         else:
-            self._found.leave(
-                path, ("moe.experts.gate", "moe.experts.up", "moe.experts.down"), "nothing says what it is"
-            )
+            self._found.leave(path, _EXPERTS, "nothing says what it is")
 
 
 def _infer_outside(inventory: Inventory, stacks: _Stacks, found: _Found) -> None:

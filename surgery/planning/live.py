@@ -31,7 +31,7 @@ def inventory_of_module(model: Any, origin: str = "model") -> Inventory:
                 shape=tuple(parameter.shape),
                 dtype=str(parameter.dtype).removeprefix("torch."),
                 host=host_of(module, parameter),
-                interleaved=not getattr(module, "is_concatenated", True),
+                interleaved=parameter.dim() == 3 and not getattr(module, "is_concatenated", True),
             )
             entries.append(entry)
             owners[id(parameter)].append(entry.name)

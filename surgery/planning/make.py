@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from surgery.architecture import Architecture, Site
 from surgery.errors import CheckpointError, PlanError, nearest
 from surgery.planning.checkpoint import inventory_of_checkpoint
-from surgery.planning.draft import draft
+from surgery.planning.draft import Draft, draft_of
 from surgery.planning.headers import read_config
 from surgery.planning.infer import Inference, infer
 from surgery.planning.inventory import Inventory
@@ -149,33 +148,8 @@ def _value(described: Registered[Architecture] | None) -> Architecture | None:
     return described.value if described else None
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """A plugin's text for a model.
-
-    Attributes:
-        model_type: the type that it describes.
-        source: Python.
-        notes: path -> why it is not described.
-        declared_by: the distribution that describes the type already, or "".
-    """
-
-    model_type: str
-    source: str
-    notes: Mapping[str, str]
-    declared_by: str
-
-
 def draft_architecture(subject: Any, registry: Registry, *, auto_class: str | None = None) -> Draft:
     """Draft an architecture for whatever `subject` is (see `plan`) from names and shapes, declared or not."""
     found = inventory(subject, registry, auto_class=auto_class)
-    inference = infer(found)
-    notes = {item.path: item.why for item in inference.open}
-    # The base model holds the layers; task models keep it in one attribute.
-    bases = {path.partition(".")[0] for path in inference.architecture.stacks.values() if "." in path}
-    base = next(iter(bases)) if len(bases) == 1 else ""
-    if base in {path.partition(".*.")[0] for path in inference.architecture.stacks.values()}:
-        base = ""
-    source = draft(inference.architecture, found.class_name or found.model_type or "model", base, notes)
     declared = registry.architecture(found.model_type)
-    return Draft(found.model_type or "", source, notes, str(declared.provenance) if declared else "")
+    return draft_of(found, str(declared.provenance) if declared else "")

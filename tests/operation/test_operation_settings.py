@@ -10,7 +10,7 @@ import torch
 from operating import REGISTRY, planned
 from torch import nn
 
-from surgery import operate
+from surgery import Operation, operate
 from surgery.errors import DriftError, SpecError, StateError
 from surgery.testing import ToyModel
 
@@ -55,25 +55,27 @@ def test_in_inference_mode_adapters_are_trainable_and_merge() -> None:
     op.undo()
 
 
-def test_an_infinity_that_no_adapter_moves_stays() -> None:
+def two_full_adapters_on_an_infinity() -> tuple[nn.Sequential, Operation]:
     model = nn.Sequential(nn.Linear(2, 2, bias=False))
     with torch.no_grad():
         model[0].weight[0, 0] = torch.inf
     decided = planned(model, {"target": "0", "adapter": "full"})
-    with operate(model, decided, name="a", registry=REGISTRY) as op:
-        op.add(decided, "b")
+    op = operate(model, decided, name="a", registry=REGISTRY)
+    op.add(decided, "b")
+    return model, op
+
+
+def test_an_infinity_that_no_adapter_moves_stays() -> None:
+    model, op = two_full_adapters_on_an_infinity()
+    with op:
         op.merge()
         assert model[0].weight[0, 0] == torch.inf
         assert not model[0].weight.isnan().any()
 
 
 def test_a_merge_that_would_make_a_nan_is_refused_whole() -> None:
-    model = nn.Sequential(nn.Linear(2, 2, bias=False))
-    with torch.no_grad():
-        model[0].weight[0, 0] = torch.inf
-    decided = planned(model, {"target": "0", "adapter": "full"})
-    with operate(model, decided, name="a", registry=REGISTRY) as op:
-        op.add(decided, "b")
+    _, op = two_full_adapters_on_an_infinity()
+    with op:
         with torch.no_grad():
             op.trainable("b")["0.surgery.b.weight.value"][0, 0] = 1.0  # inf + (1 - inf)
         with pytest.raises(StateError, match="NaN or inf"):
