@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from surgery.registry import Registry as Registry
     from surgery.registry import Rows as Rows
     from surgery.registry import TaskType as TaskType
+    from surgery.registry import Twin as Twin
+    from surgery.registry import Twins as Twins
     from surgery.registry import hookimpl as hookimpl
     from surgery.registry import load_registry as load_registry
     from surgery.registry import load_spec as load_spec
@@ -66,6 +68,8 @@ _DOOR = {
     "SpecError": "surgery.errors",
     "SurgeryError": "surgery.errors",
     "TaskType": "surgery.registry",
+    "Twin": "surgery.registry",
+    "Twins": "surgery.registry",
     "When": "surgery.architecture",
     "add_update": "surgery.adapter.parts",
     "compare": "surgery.report:compare_and_report",

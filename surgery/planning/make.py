@@ -11,9 +11,10 @@ from surgery.errors import CheckpointError, PlanError, nearest
 from surgery.planning.checkpoint import inventory_of_checkpoint
 from surgery.planning.draft import Draft, draft_of
 from surgery.planning.headers import read_config
-from surgery.planning.infer import Inference, infer
+from surgery.planning.infer import Inference
 from surgery.planning.inventory import Inventory
 from surgery.planning.live import inventory_of_module
+from surgery.planning.measured import inferred
 from surgery.planning.plan import INFERRED, Plan
 from surgery.planning.resolve import resolve
 from surgery.planning.sites import sites_of
@@ -83,7 +84,7 @@ def anatomy(found: Inventory, registry: Registry) -> Anatomy:
     declared = registry.architecture(found.model_type)
     if declared is not None:
         return Anatomy(declared.value, f"{found.model_type} ({declared.provenance})")
-    inference = infer(found)
+    inference = inferred(found, registry)
     if not inference.sources and not inference.open:
         return Anatomy(None, "")
     how = " and ".join(sorted(set(inference.sources.values())))
@@ -149,7 +150,7 @@ def _value(described: Registered[Architecture] | None) -> Architecture | None:
 
 
 def draft_architecture(subject: Any, registry: Registry, *, auto_class: str | None = None) -> Draft:
-    """Draft an architecture for whatever `subject` is (see `plan`) from names and shapes, declared or not."""
+    """Draft an architecture for whatever `subject` is (see `plan`) from what can be inferred, declared or not."""
     found = inventory(subject, registry, auto_class=auto_class)
     declared = registry.architecture(found.model_type)
-    return draft_of(found, str(declared.provenance) if declared else "")
+    return draft_of(found, inferred(found, registry), str(declared.provenance) if declared else "")
