@@ -11,7 +11,7 @@ from torch import nn
 from surgery.adapter import Adapter
 from surgery.errors import PluginError
 from surgery.operation.blame import failure, named
-from surgery.operation.experts import ExpertsWeight, factored_chain
+from surgery.operation.factored import FactoredWeight, factored_chain
 from surgery.operation.fold import Link, fold_chain, refuse_writing
 from surgery.planning.live import STATE_CHILD
 
@@ -71,7 +71,7 @@ class HostState(nn.Module):
             return fold_chain(parameter, pristine, chain).to(base.dtype)
         factored = factored_chain(parameter, pristine, chain)
         if factored is not None:
-            return ExpertsWeight(pristine, factored, lambda: _folded(parameter, pristine, chain, base.dtype))
+            return FactoredWeight(pristine, factored, lambda: _folded(parameter, pristine, chain, base.dtype))
         return _folded(parameter, pristine, chain, base.dtype)
 
     def apply_to(self, inputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Products with the weights of experts: what the base makes of its inputs, and beside it what small factors make."""
+"""Products with a weight: what the base makes of its inputs, and beside it what the adapters' small factors make."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from surgery.adapter.factors import Factors
 from surgery.adapter.parts import spread_parts
 from surgery.architecture import Site
 
-__all__ = ["Factored", "Gathered", "Grouped", "OneExpert", "Product", "through"]
+__all__ = ["Factored", "Gathered", "Grouped", "OneMap", "Product", "through"]
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Factored:
 
 @dataclass(frozen=True)
 class Product(ABC):
-    """How a forward multiplies with a weight of experts: rows are its inputs, one by one or in groups.
+    """How a forward multiplies with a weight, of experts or not: which row goes through which map.
 
     Attributes:
-        base: the product with the base's weight, inputs (..., fan_in) -> (..., fan_out), as the forward asked for it.
+        base: inputs (..., fan_in) -> (..., fan_out) by the base's weight, as the forward asked for it (bias included).
     """
 
     base: Callable[[torch.Tensor], torch.Tensor]
@@ -52,10 +52,10 @@ class Product(ABC):
 
 
 @dataclass(frozen=True)
-class OneExpert(Product):
-    """All rows go through one expert."""
+class OneMap(Product):
+    """All rows go through one map: that of the expert `index`, or the only one there is."""
 
-    index: int | torch.Tensor
+    index: int | torch.Tensor | None
 
     def times(self, inputs: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
         return F.linear(inputs, matrix[self.index] if matrix.dim() == 3 else matrix)

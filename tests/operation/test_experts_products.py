@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from surgery import Adapter, AdapterType, Factors, Options, Site, operate
 from surgery.errors import PluginError, StateError
 from surgery.operation import host
-from surgery.operation.experts import ExpertsWeight
+from surgery.operation.factored import FactoredWeight
 from surgery.registry import Provenance, Registered, Registry
 from surgery.testing import assert_same_state, model_state
 
@@ -270,23 +270,23 @@ def test_probe_counts_experts(way: str) -> None:
 
 
 @pytest.fixture
-def weight() -> Iterator[tuple[ExpertsWeight, torch.Tensor]]:
+def weight() -> Iterator[tuple[FactoredWeight, torch.Tensor]]:
     """The stand-in for gpt-oss' down_proj (experts, in, out), and the folded weight."""
     model = make("GptOssForCausalLM", "eager", torch.float64)
     with operated(model, EXPERTS):
         found = experts_of(model).down_proj
-        assert type(found) is ExpertsWeight
+        assert type(found) is FactoredWeight
         yield found, found.clone()
 
 
-def test_it_is_a_tensor_like_the_folded_one(weight: tuple[ExpertsWeight, torch.Tensor]) -> None:
+def test_it_is_a_tensor_like_the_folded_one(weight: tuple[FactoredWeight, torch.Tensor]) -> None:
     found, dense = weight
     assert type(dense) is torch.Tensor
     assert isinstance(found, torch.Tensor)
     for view in (lambda w: w, lambda w: w[1], lambda w: w.mT, lambda w: w[torch.tensor([3, 1, 1])].transpose(1, 2),
                  lambda w: w[torch.tensor(2)].T, lambda w: w[0].t(), lambda w: w.swapaxes(-1, -2)):  # fmt: skip
         one, other = view(found), view(dense)
-        assert type(one) is ExpertsWeight
+        assert type(one) is FactoredWeight
         assert (one.shape, one.dtype, one.device, one.dim(), one.size(-1), len(one), one.numel()) == (
             other.shape, other.dtype, other.device, other.dim(), other.size(-1), len(other), other.numel()
         )  # fmt: skip
@@ -297,7 +297,7 @@ def test_it_is_a_tensor_like_the_folded_one(weight: tuple[ExpertsWeight, torch.T
     assert repr(found) == repr(found.dense())
 
 
-def test_any_other_use_folds(weight: tuple[ExpertsWeight, torch.Tensor]) -> None:
+def test_any_other_use_folds(weight: tuple[FactoredWeight, torch.Tensor]) -> None:
     found, dense = weight
     x = torch.randn(5, dense.shape[1], dtype=torch.float64)
     for act in (lambda w: w + 1, lambda w: w[0, 1], lambda w: w[:, :3], lambda w: w[1:], lambda w: w.sum(), list,
@@ -308,12 +308,12 @@ def test_any_other_use_folds(weight: tuple[ExpertsWeight, torch.Tensor]) -> None
                 lambda w: torch.mm(w[0], w[1].T), lambda w: w[0] @ w[1].T, lambda w: x @ w):  # fmt: skip
         one, other = act(found), act(dense)
         assert str(one) == str(other)
-        assert not isinstance(one, ExpertsWeight)
+        assert not isinstance(one, FactoredWeight)
     total = (found * 2).sum()
     assert total.requires_grad
 
 
-def test_products_by_every_spelling(weight: tuple[ExpertsWeight, torch.Tensor]) -> None:
+def test_products_by_every_spelling(weight: tuple[FactoredWeight, torch.Tensor]) -> None:
     found, dense = weight
     experts, wide, narrow = dense.shape
     x, y = torch.randn(5, wide, dtype=torch.float64), torch.randn(experts, 5, wide, dtype=torch.float64)
@@ -329,7 +329,7 @@ def test_products_by_every_spelling(weight: tuple[ExpertsWeight, torch.Tensor]) 
         assert (one - other).abs().max() < 1e-12
 
 
-def test_what_goes_past_torch_function_keeps_gradients_or_says_so(weight: tuple[ExpertsWeight, torch.Tensor]) -> None:
+def test_what_goes_past_torch_function_keeps_gradients_or_says_so(weight: tuple[FactoredWeight, torch.Tensor]) -> None:
     found, dense = weight
     with torch._C.DisableTorchFunctionSubclass():
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The weight of experts as their forward sees it while adapters act: never folded where factors will do."""
+"""A weight as a forward sees it while adapters act on it: not folded where small factors will do."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from surgery.architecture import Site
 from surgery.errors import PluginError, StateError
 from surgery.operation.blame import failure, named
 from surgery.operation.fold import Link
-from surgery.operation.products import Factored, Gathered, Grouped, OneExpert, Product, through
+from surgery.operation.products import Factored, Gathered, Grouped, OneMap, Product, through
 
-__all__ = ["ExpertsWeight", "factored_chain"]
+__all__ = ["FactoredWeight", "factored_chain"]
 
 
 def factored_chain(parameter: str, base: torch.Tensor, chain: Sequence[Link]) -> tuple[Factored, ...] | None:
-    """Return what the adapters of `chain` do to a weight of experts as factors, or None where one must be folded.
+    """Return what the adapters of `chain` do to a linear map, or to those of experts; None where one must be folded.
 
     Raises:
         PluginError: an adapter's factors do not fit its site.
     """
-    if base.dim() != 3 or not all(site.experts for _, site in chain):
+    if not all(_is_map(site, parameter) for _, site in chain):
         return None
     found = []
     for adapter, site in chain:
@@ -36,11 +36,11 @@ def factored_chain(parameter: str, base: torch.Tensor, chain: Sequence[Link]) ->
             if raised is error:
                 raise
             raise raised from error
-        if factors is None or (site.slice is not None and not _is_part_of_outputs(site, factors)):
+        if factors is None or (site.slice is not None and not _is_part_of_outputs(site, factors, base.dim())):
             return None
         if not _fits(factors, site):
             raise PluginError(
-                f"factors({parameter!r}) do not fit {site.experts} maps of ({site.fan_out}, {site.fan_in})",
+                f"factors({parameter!r}) do not fit {site.experts or 'one'} map(s) of ({site.fan_out}, {site.fan_in})",
                 f"{named([adapter])} on {site.key}",
                 "down (..., rank, fan_in), up (..., fan_out, rank), rows (..., fan_out), columns (..., fan_in)",
             )
@@ -48,9 +48,13 @@ def factored_chain(parameter: str, base: torch.Tensor, chain: Sequence[Link]) ->
     return tuple(found)
 
 
-def _is_part_of_outputs(site: Site, factors: Factors) -> bool:
+def _is_map(site: Site, parameter: str) -> bool:
+    return bool(site.experts) or (site.host in ("linear", "conv1d") and parameter == "weight" and site.is_matrix)
+
+
+def _is_part_of_outputs(site: Site, factors: Factors, axes: int) -> bool:
     assert site.slice is not None
-    return site.slice.axis == (2 if site.is_transposed else 1) and factors.columns is None
+    return site.slice.axis == axes - (1 if site.is_transposed else 2) and factors.columns is None
 
 
 def _fits(factors: object, site: Site) -> bool:
@@ -66,10 +70,10 @@ def _fits(factors: object, site: Site) -> bool:
         if factors.up.dtype != factors.down.dtype:
             return False
     given = [(tuple(tensor.shape), shape) for tensor, shape in sizes if tensor is not None]
-    return all(found in (shape, (site.experts, *shape)) for found, shape in given)
+    return all(found == shape or (site.experts and found == (site.experts, *shape)) for found, shape in given)
 
 
-class ExpertsWeight(torch.Tensor):
+class FactoredWeight(torch.Tensor):
     """Stands for W' = W with adapters in it, and holds W and the adapters' factors alone.
 
     Choosing experts, transposing and multiplying need no W'; every other use computes it, and is then what it is for
@@ -95,10 +99,10 @@ class ExpertsWeight(torch.Tensor):
         """Make one.
 
         Args:
-            base: the pristine weight as stored, (experts, out, in) or (experts, in, out).
+            base: the pristine weight as stored, (out, in) or (in, out), of experts with a first axis for them.
             chain: what the adapters do, in canonical order; not empty.
             fold: computes W' as stored.
-            index: the expert, or one for each row (n); None for all of them.
+            index: the expert, or one for each row (n); None for all of them, or where there are none.
             turned: whether the last two axes are swapped.
         """
         shape, stride = list(base.shape), list(base.stride())
@@ -115,13 +119,13 @@ class ExpertsWeight(torch.Tensor):
         vars(made).update(_stored=base, _chain=chain, _fold=fold, _index=index, _is_turned=turned, _folded={})
         return made
 
-    def with_index(self, index: int | torch.Tensor) -> ExpertsWeight:
+    def with_index(self, index: int | torch.Tensor) -> FactoredWeight:
         """Return the weight of one expert, or of one for each row."""
-        return ExpertsWeight(self._stored, self._chain, self._fold, index, turned=self._is_turned)
+        return FactoredWeight(self._stored, self._chain, self._fold, index, turned=self._is_turned)
 
-    def swapped(self) -> ExpertsWeight:
+    def swapped(self) -> FactoredWeight:
         """Return the weight with its last two axes swapped."""
-        return ExpertsWeight(self._stored, self._chain, self._fold, self._index, turned=not self._is_turned)
+        return FactoredWeight(self._stored, self._chain, self._fold, self._index, turned=not self._is_turned)
 
     def view_of(self, stored: torch.Tensor) -> torch.Tensor:
         """Return of a tensor that is stored like the weight what this stands for."""
@@ -186,7 +190,7 @@ class ExpertsWeight(torch.Tensor):
         # Only what goes past `__torch_function__` gets here, and autograd has been passed by then.
         given: list[Any] = []
         tree_map(given.append, (args, dict(kwargs or {})))
-        if any(isinstance(one, ExpertsWeight) and one.needs_grad for one in given):
+        if any(isinstance(one, FactoredWeight) and one.needs_grad for one in given):
             raise StateError(
                 f"{func} reads a weight of experts where its adapters' gradients would be lost",
                 hint='choose another implementation: model.set_experts_implementation("grouped_mm")',
@@ -195,72 +199,79 @@ class ExpertsWeight(torch.Tensor):
 
 
 def _densely(given: Any) -> Any:
-    return tree_map(lambda one: one.dense() if isinstance(one, ExpertsWeight) else one, given)
+    return tree_map(lambda one: one.dense() if isinstance(one, FactoredWeight) else one, given)
 
 
 # What a forward does with a weight: each rule gets the function and its arguments. NotImplemented has it folded.
 
 
-def _choose(_: object, weight: ExpertsWeight, index: object) -> Any:
+def _choose(_: object, weight: FactoredWeight, index: object) -> Any:
     is_number = isinstance(index, int) and not isinstance(index, bool)
     is_plain = isinstance(index, torch.Tensor) and not index.is_floating_point() and index.dtype != torch.bool
     is_choice = is_number or (is_plain and index.dim() < 2 and index.dtype != torch.uint8)  # type: ignore[attr-defined]
-    if not is_choice or weight._index is not None:
+    if not is_choice or weight.dim() != 3 or weight._index is not None:
         return NotImplemented
     return weight.with_index(cast("int | torch.Tensor", index))
 
 
-def _transpose(_: object, weight: ExpertsWeight, first: Any = -2, second: Any = -1) -> Any:
+def _transpose(_: object, weight: FactoredWeight, first: Any = -2, second: Any = -1) -> Any:
     axes = (first, second)
     if not all(isinstance(axis, int) for axis in axes):
         return NotImplemented
     return weight.swapped() if {axis % weight.dim() for axis in axes} == _last_two(weight) else NotImplemented
 
 
-def _mirror(_: object, weight: ExpertsWeight, *unused: object) -> Any:
+def _mirror(_: object, weight: FactoredWeight, *unused: object) -> Any:
     """`.T` and `.t()`, which swap the axes of a matrix."""
     return weight.swapped() if weight.dim() == 2 else NotImplemented
 
 
-def _matrix_transpose(_: object, weight: ExpertsWeight, *unused: object) -> Any:
+def _matrix_transpose(_: object, weight: FactoredWeight, *unused: object) -> Any:
     return weight.swapped()
 
 
-def _last_two(weight: ExpertsWeight) -> set[int]:
+def _last_two(weight: FactoredWeight) -> set[int]:
     return {weight.dim() - 2, weight.dim() - 1}
 
 
 def _linear(func: Any, input: Any, weight: Any, bias: Any = None) -> Any:  # noqa: A002 - torch's own name
-    if not (_is_expert(weight) and weight.is_out_in and _is_plain(input, bias)) or (
+    if not (_is_one_map(weight) and weight.is_out_in and _is_plain(input, bias)) or (
         bias is not None and weight.scales_rows
     ):
         return NotImplemented
     base = weight.view_of(weight._stored)
-    return weight.product(input, OneExpert(lambda x: func(x, base, bias), weight._index))
+    return weight.product(input, OneMap(lambda x: func(x, base, bias), weight._index))
+
+
+def _addmm(func: Any, input: Any, mat1: Any, mat2: Any, **more: Any) -> Any:  # noqa: A002 - torch's own name
+    if not (_is_one_map(mat2) and not mat2.is_out_in and _is_plain(input, mat1)) or mat2.scales_rows or more:
+        return NotImplemented
+    base = mat2.view_of(mat2._stored)
+    return mat2.product(mat1, OneMap(lambda x: func(input, x, base), mat2._index))
 
 
 def _matmul(func: Any, input: Any, other: Any) -> Any:  # noqa: A002 - torch's own name
-    if _is_expert(other) and not other.is_out_in and _is_plain(input) and input.dim() > 0:
+    if _is_one_map(other) and not other.is_out_in and _is_plain(input) and input.dim() > 0:
         base = other.view_of(other._stored)
-        return other.product(input, OneExpert(lambda x: func(x, base), other._index))
+        return other.product(input, OneMap(lambda x: func(x, base), other._index))
     for weight, inputs in ((other, input), (input, other)):
-        if isinstance(weight, ExpertsWeight) and _is_plain(inputs) and inputs.dim() == weight.dim() == 3:
+        if isinstance(weight, FactoredWeight) and _is_plain(inputs) and inputs.dim() == weight.dim() == 3:
             return _bmm(func, input, other) if len(inputs) == len(weight) else NotImplemented
     return NotImplemented
 
 
 def _bmm(func: Any, input: Any, mat2: Any) -> Any:  # noqa: A002 - torch's own name
-    if isinstance(mat2, ExpertsWeight) and not mat2.is_out_in and _is_plain(input):
+    if isinstance(mat2, FactoredWeight) and not mat2.is_out_in and _is_plain(input):
         base = mat2.view_of(mat2._stored)
         return mat2.product(input, Gathered(lambda x: func(x, base), _rows(mat2)))
-    if isinstance(input, ExpertsWeight) and input.is_out_in and _is_plain(mat2):
+    if isinstance(input, FactoredWeight) and input.is_out_in and _is_plain(mat2):
         left = input.view_of(input._stored)
         return input.product(mat2.mT, Gathered(lambda x: func(left, x.mT).mT, _rows(input))).mT
     return NotImplemented
 
 
 def _grouped(func: Any, input: Any, weight: Any, offs: Any = None, **more: Any) -> Any:  # noqa: A002 - torch's own name
-    fits = isinstance(weight, ExpertsWeight) and weight._index is None and not weight.is_out_in
+    fits = isinstance(weight, FactoredWeight) and weight._index is None and not weight.is_out_in
     if not (fits and _is_plain(input, offs) and offs is not None and input.dim() == 2) or any(
         value is not None for value in more.values()
     ):
@@ -273,20 +284,20 @@ def _grouped(func: Any, input: Any, weight: Any, offs: Any = None, **more: Any) 
     return weight.product(input, Grouped(lambda x: multiply(x, base), multiply, offs))
 
 
-def _is_expert(weight: object) -> bool:
-    return isinstance(weight, ExpertsWeight) and weight.dim() == 2
+def _is_one_map(weight: object) -> bool:
+    return isinstance(weight, FactoredWeight) and weight.dim() == 2
 
 
 def _is_plain(*given: object) -> bool:
-    return all(one is None or (isinstance(one, torch.Tensor) and not isinstance(one, ExpertsWeight)) for one in given)
+    return all(one is None or (isinstance(one, torch.Tensor) and not isinstance(one, FactoredWeight)) for one in given)
 
 
-def _rows(weight: ExpertsWeight) -> torch.Tensor | None:
+def _rows(weight: FactoredWeight) -> torch.Tensor | None:
     assert not isinstance(weight._index, int)
     return weight._index
 
 
-def _needs_grad(_: object, weight: ExpertsWeight, *unused: object) -> bool:
+def _needs_grad(_: object, weight: FactoredWeight, *unused: object) -> bool:
     return weight.needs_grad
 
 
@@ -297,6 +308,7 @@ _RULES: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((_T.T.__get__, _T.t, torch.t), _mirror),  # type: ignore[attr-defined]
     **dict.fromkeys((_T.mT.__get__,), _matrix_transpose),  # type: ignore[attr-defined]
     F.linear: _linear,
+    torch.addmm: _addmm,
     **dict.fromkeys((_T.matmul, torch.matmul, _T.__matmul__, _T.mm, torch.mm), _matmul),
     **dict.fromkeys((_T.bmm, torch.bmm), _bmm),
     _T.requires_grad.__get__: _needs_grad,  # type: ignore[attr-defined]
