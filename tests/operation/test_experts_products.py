@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from surgery.errors import PluginError, StateError
 from surgery.operation import host
 from surgery.operation.factored import FactoredWeight
 from surgery.registry import Provenance, Registered, Registry
-from surgery.testing import assert_same_state, model_state
+from surgery.testing import ToyModel, assert_same_state, model_state
 
 MODELS = ("MixtralForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM", "DeepseekV3ForCausalLM",
           "GptOssForCausalLM", "JambaForCausalLM")  # fmt: skip
@@ -88,7 +89,7 @@ def assert_near(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Te
         assert (found[key] - tensor).abs().max() <= bound * size, key
 
 
-def bound_of(way: str, dtype: torch.dtype) -> float:
+def bound_of(dtype: torch.dtype) -> float:
     """A folded weight is rounded once for each number, a product's output twice: a few roundings of the dtype."""
     return 32 * torch.finfo(dtype).eps
 
@@ -107,11 +108,11 @@ def test_products_are_those_of_the_folded_weight(
                 live = run(module, op, dtype)
             with folding(monkeypatch):
                 folded = run(module, op, dtype)
-            assert_near(live, folded, bound_of(way, dtype))
+            assert_near(live, folded, bound_of(dtype))
             op.merge()
             with torch.no_grad():
                 merged = module(*tokens(module, dtype))
-            assert_near({"output": merged}, {"output": live["output"]}, bound_of(way, dtype))
+            assert_near({"output": merged}, {"output": live["output"]}, bound_of(dtype))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -128,12 +129,12 @@ def test_parts_and_stacked_adapters(name: str, part: str, way: str, monkeypatch:
         with never_folding(monkeypatch):
             live = run(module, op, torch.float32)
         with folding(monkeypatch):
-            assert_near(live, run(module, op, torch.float32), bound_of(way, torch.float32))
+            assert_near(live, run(module, op, torch.float32), bound_of(torch.float32))
         for names in (("second",), ("default", "third"), ("default", "second", "third")):
             op.merge(*names)
             with torch.no_grad():
                 output = module(*tokens(module, torch.float32))
-            assert_near({"output": output}, {"output": live["output"]}, bound_of(way, torch.float32))
+            assert_near({"output": output}, {"output": live["output"]}, bound_of(torch.float32))
             op.unmerge()
         assert torch.equal(run(module, op, torch.float32)["output"], live["output"])
     assert_same_state(before, model_state(model), "after three adapters on experts")
@@ -216,10 +217,15 @@ def test_one_mask_serves_the_parts_of_one_weight(monkeypatch: pytest.MonkeyPatch
     module, masks = experts_of(model), []
     original = F.dropout
     monkeypatch.setattr(F, "dropout", lambda x, *more: masks.append(x.shape) or original(x, *more))
-    with operated(model, {**EXPERTS, "dropout": 0.5}):
+    with operated(model, {**EXPERTS, "dropout": 0.5}) as op:
         model.train()
         module(*tokens(module, torch.float32))
         assert len(masks) == 2  # gate and up, and down
+        op.add(planned(model, {**EXPERTS, "dropout": 0.5}), "second")
+        masks.clear()
+        module.train()
+        module(*tokens(module, torch.float32))
+        assert len(masks) == 4, "another adapter has masks of its own"
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -294,6 +300,9 @@ def test_it_is_a_tensor_like_the_folded_one(weight: tuple[FactoredWeight, torch.
         assert one.requires_grad
         with torch.no_grad():
             assert not one.requires_grad
+            assert not one.detach().requires_grad
+            assert not (one + 1).requires_grad
+        assert (one + 1).requires_grad, "what was folded without gradients is not used with them"
     assert repr(found) == repr(found.dense())
 
 
@@ -400,10 +409,60 @@ def test_a_strangers_adapter_comes_in_by_the_same_door(
         with never_folding(monkeypatch):
             live = run(module, op, torch.float32)
         with folding(monkeypatch):
-            assert_near(live, run(module, op, torch.float32), bound_of(way, torch.float32))
+            assert_near(live, run(module, op, torch.float32), bound_of(torch.float32))
         op.merge()
         with torch.no_grad():
             assert_near({"output": module(*tokens(module, torch.float32))}, {"output": live["output"]}, 1e-5)
+
+
+@pytest.mark.parametrize("part", [True, False])
+@pytest.mark.parametrize(
+    ("rows", "columns", "update"), [(1, 0, 0), (0, 1, 0), (1, 1, 0), (0, 0, 1), (0, 1, 1), (1, 1, 1)]
+)
+def test_factors_serve_linear_maps_and_their_parts(
+    rows: int, columns: int, update: int, part: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Biases, which are no part of the weight, are not scaled; an input that parts share is not changed for all."""
+    from surgery import Rule, Spec, plan
+
+    class Some(Stranger):
+        def factors(self, parameter: str) -> Factors:
+            return Factors(
+                down=self.down if update else None,
+                up=self.up if update else None,
+                rows=self.r if rows else None,
+                columns=self.c if columns else None,
+            )
+
+    class SomeType(StrangerType):
+        made = Some
+
+        def claims(self, site: Site) -> bool:
+            return site.is_matrix
+
+    def made(site: Site, draw: torch.Generator, kept: torch.dtype) -> Adapter:
+        adapter = Some(replace(site, slice=None, layer=0), draw, kept)
+        adapter.site = site
+        return adapter
+
+    monkeypatch.setattr(SomeType, "made", staticmethod(made))
+    monkeypatch.setattr(
+        SomeType, "parameters", lambda _, site, options: 3 * (site.fan_in + site.fan_out) + site.fan_out + site.fan_in
+    )
+    model = ToyModel(dtype=torch.float64).eval()
+    registry = registry_with(SomeType())
+    registry = replace(
+        registry, architectures={**registry.architectures, "surgery-toy": REGISTRY.architecture("surgery-toy")}
+    )
+    pattern = r"attention\.(key|value)" if part else r"mlp\..*|attention\.output"
+    rule = Rule(role=pattern, adapter="stranger", allow_oversized=True)
+    with operate(model, plan(Spec(name="x", rules=[rule]), model, registry), registry=registry) as op:
+        live = model(ToyModel.batch())
+        with folding(monkeypatch):
+            folded = model(ToyModel.batch())
+        assert (live - folded).abs().max() < 1e-11
+        op.merge()
+        assert (model(ToyModel.batch()) - live).abs().max() < 1e-11
 
 
 @pytest.mark.parametrize(
