@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from surgery.adapter import Adapter as Adapter
     from surgery.adapter import AdapterType as AdapterType
+    from surgery.adapter.factors import Factors as Factors
     from surgery.adapter.parts import add_update as add_update
     from surgery.adapter.parts import spread_parts as spread_parts
     from surgery.adapter.replacement import ReplacementAdapter as ReplacementAdapter
@@ -52,6 +53,7 @@ _DOOR = {
     "Architecture": "surgery.architecture",
     "DataSource": "surgery.registry",
     "Edit": "surgery.planning",
+    "Factors": "surgery.adapter.factors",
     "MergeRecord": "surgery.operation",
     "ModelSource": "surgery.registry",
     "Operation": "surgery.operation",

@@ -89,7 +89,7 @@ def test_completion_of_spec_files(script: Run) -> None:
     result = script(_SURGERY_COMPLETE="complete_bash", COMP_WORDS="surgery check spe", COMP_CWORD="2")
     assert "specs/bert-lora-qv.yaml" in result.out.splitlines()
     inside = script(_SURGERY_COMPLETE="complete_bash", COMP_WORDS="surgery plan specs/gpt2-", COMP_CWORD="2")
-    assert inside.out.split() == ["specs/gpt2-bias-only.yaml", "specs/gpt2-full.yaml", "specs/gpt2-lora-qv.yaml"]
+    assert inside.out.split() == [f"specs/gpt2-{name}.yaml" for name in ("bias-only", "full", "ia3", "lora-qv")]
 
 
 def test_completion_of_plugin_names(script: Run) -> None:
