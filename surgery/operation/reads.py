@@ -35,8 +35,8 @@ _HARMLESS = frozenset(f"torch.nn.modules.{name}" for name in ("container", "line
 def read_past_modules(modules: Mapping[str, nn.Module]) -> frozenset[tuple[int, str]]:
     """Return (id of the holder, parameter name) of what some other module's forward reads by name.
 
-    Seen are attributes of the instance through children, lists, loops over them and local names, in `forward` and the methods
-    that it uses. A module that is handed to a function, and code that is not Python, is not seen into.
+    Seen are attributes of the instance through children, lists, loops over them and local names, in `forward` and the
+    methods that it uses. A module that is handed to a function, and code that is not Python, is not seen into.
 
     Args:
         modules: path -> module, of the whole model.
