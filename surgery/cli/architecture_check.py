@@ -19,7 +19,7 @@ EXAMPLES = """Examples:  surgery architecture check surgery_mine
 
 surgery architecture check mine.py --factory mine_models.py:build
 
-Exit code 5: a check failed. Skipped classes alone are no failure."""
+Exit code 5: a check failed. A class that cannot be called here is skipped, which is no failure unless all are."""
 
 
 def check(
@@ -59,6 +59,15 @@ def check(
             show_default=False,
         ),
     ] = None,
+    unused: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--unused",
+            metavar="PATTERN",
+            help="Names of parameters that a class has and never uses, a regular expression. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Check what a plugin says of its types on tiny models with every task head, one line for each check.
 
@@ -78,6 +87,7 @@ def check(
             factory=factory,
             heads=tuple(head or ()),
             other=tuple(other or ()),
+            unused=tuple(unused or ()),
             tell=tell,
         )
     call.answer(_table(module, findings), _text(findings), _style)

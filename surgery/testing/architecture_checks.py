@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -65,16 +66,16 @@ class Finding:
 
 
 def examine(
-    architecture: Architecture, kind: str, tiny: Tiny, registry: Registry, other: Sequence[str] = ()
+    kind: str, tiny: Tiny, registry: Registry, other: Sequence[str] = (), unused: Sequence[str] = ()
 ) -> Iterator[Finding]:
     """Yield the findings on one model; its bits are as before when all are taken.
 
     Args:
-        architecture: the description; the registry must know it for `kind`.
-        kind: the model's type.
+        kind: the model's type, which the registry knows a description of.
         tiny: the model and what it can be called with.
         registry: the adapter types to put on it, and the description.
         other: patterns, full match, of names of parameters that need no role.
+        unused: the same of parameters that this model's forward never uses, as a decoder without an encoder has them.
     """
     where = f"{kind}, {tiny.name}"
 
@@ -85,15 +86,12 @@ def examine(
     try:
         found = sites(tiny.model, registry)
     except SurgeryError as error:  # two roles for one element, or a view that its axis does not have
-        yield told(
-            "slices" if any(" axis " in one.what or "part" in one.what for one in error.problems) else "roles",
-            error.problems,
-        )
+        yield told("slices", error.problems)
         return
     yield told("roles", _without_role(found, other), f"{len(found)} sites, {len({site.role for site in found})} roles")
     yield told("slices", _holes(found, tiny.model))
     yield told("meta", _on_meta(found, tiny, registry))
-    silent: dict[str, Problem] = {}
+    silent: dict[str, None] = {}
     apart: list[Problem] = []
     changed: list[Problem] = []
     kinds = {name: one.value for name, one in registry.adapters.items() if any(map(one.value.claims, found))}
@@ -104,22 +102,19 @@ def examine(
         try:
             trial = _Trial(name, adapter, tiny, registry)
             trial.run(found)
-            silent.update({one.where: one for one in trial.silent})
+            silent.update(dict.fromkeys(trial.silent))
             apart += trial.apart
         except SurgeryError as error:
             changed += error.problems
         changed += _difference(before, tiny.model, name)
-    yield told("forward", silent.values())
+    yield told("forward", _unused(silent, unused))
     yield told("merge", apart, f"{', '.join(kinds)}")
     yield told("identity", changed)
 
 
 def _without_role(found: Sequence[Site], other: Sequence[str]) -> list[Problem]:
-    named = [re.compile(pattern) for pattern in other]
-    bare = [
-        site for site in found
-        if site.role.startswith("other.") and not any(pattern.fullmatch(site.name) for pattern in named)
-    ]  # fmt: skip
+    bare = [site.name for site in found if site.role.startswith("other.") and not _matches(other, site.name)]
+    open_roles = {site.name: site.open for site in found}
     twice: dict[str, list[str]] = defaultdict(list)
     for site in found:
         twice[site.key].append(site.role)
@@ -128,23 +123,46 @@ def _without_role(found: Sequence[Site], other: Sequence[str]) -> list[Problem]:
         for key, roles in twice.items()
         if len(roles) > 1
     ]
-    for path, group in _grouped(bare).items():
-        hint = "give it a role, or say that it needs none: --other " + repr(re.escape(group[0].name))
-        if group[0].open:
-            hint = f"it may be {' or '.join(group[0].open)}: describe how it is laid out"
-        more = f" (and {len(group) - 1} more like it)" if len(group) > 1 else ""
-        problems.append(Problem(f"no role{more}", path, hint))
+    for name, more in _alike(bare).items():
+        hint = f"give it a role, or say that it needs none: --other {_pattern(name)}"
+        if open_roles[name]:
+            hint = f"it may be {' or '.join(open_roles[name])}: describe how it is laid out"
+        problems.append(Problem(f"no role{more}", name, hint))
     return problems
 
 
-def _grouped(found: Iterable[Site]) -> dict[str, list[Site]]:
-    """Return sites by the name of the first of each, those of all layers together."""
-    groups: dict[str, list[Site]] = {}
-    first: dict[str, str] = {}
-    for site in found:
-        key = re.sub(r"\.\d+\.", ".*.", site.name)
-        groups.setdefault(first.setdefault(key, site.name), []).append(site)
-    return groups
+def _unused(silent: Iterable[str], unused: Sequence[str]) -> list[Problem]:
+    # A part of a fused weight is called by its weight's name and its role.
+    names = [name for name in silent if not _matches(unused, name.partition(":")[0])]
+    hint = "name its module in `uncalled`, or say that the class never uses it: --unused "
+    return [
+        Problem(
+            f"a forward does not use it, or reads it without calling its module{more}",
+            name,
+            hint + _pattern(name.partition(":")[0]),
+        )
+        for name, more in _alike(names).items()
+    ]
+
+
+def _matches(patterns: Iterable[str], name: str) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def _pattern(name: str) -> str:
+    """Return a pattern, ready for a shell, for this parameter in every layer and under every head."""
+    parts = name.split(".")
+    numbers = [index for index, part in enumerate(parts) if part.isdigit()]
+    text = re.escape(".".join(parts[numbers[-1] + 1 :] if numbers else parts[-2:]))
+    return shlex.quote(rf".*\b{text}" if len(parts) > 1 else text)
+
+
+def _alike(names: Iterable[str]) -> dict[str, str]:
+    """Return the first of names that differ in their indices only -> a word on the others."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", name), []).append(name)
+    return {group[0]: f" (and {len(group) - 1} more like it)" if len(group) > 1 else "" for group in groups.values()}
 
 
 def _holes(found: Sequence[Site], model: nn.Module) -> list[Problem]:
@@ -208,7 +226,7 @@ class _Trial:
         self._tiny = tiny
         self._registry = registry
         self._acts = False
-        self.silent: list[Problem] = []
+        self.silent: list[str] = []
         self.apart: list[Problem] = []
 
     def run(self, found: Sequence[Site]) -> None:
@@ -253,10 +271,7 @@ class _Trial:
         try:
             op.probe(*self._tiny.args, **self._tiny.batch)
         except StateError as error:
-            self.silent = [
-                Problem(one.what, one.where, "name its module in `uncalled`, or give it no role")
-                for one in error.problems
-            ]
+            self.silent = [one.where for one in error.problems]
 
     def _outputs(self) -> list[torch.Tensor]:
         return outputs_of(self._tiny.model(*self._tiny.args, **self._tiny.batch))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ def check_plugin(  # noqa: PLR0913 - one for each option of the command line
     factory: str | None = None,
     heads: Sequence[str] = (),
     other: Sequence[str] = (),
+    unused: Sequence[str] = (),
     tell: Tell | None = None,
 ) -> list[Finding]:
     """Check every architecture that `module` supplies.
@@ -42,6 +45,7 @@ def check_plugin(  # noqa: PLR0913 - one for each option of the command line
         factory: `MODULE:FUNCTION` that returns (model, inputs), instead of models that transformers builds.
         heads: model classes to build; all of the type's without any.
         other: patterns, full match, of names of parameters that need no role.
+        unused: the same of parameters that a class has and its forward never uses.
         tell: told what is done, how much there is, and what it is.
 
     Raises:
@@ -54,24 +58,50 @@ def check_plugin(  # noqa: PLR0913 - one for each option of the command line
             "it supplies no architecture", module, "give it @hookimpl def surgery_architectures(): return [...]"
         )
     registry = Registry(installed.adapters, given.architectures, {}, {}, {})
-    work = _Work(described, registry, other)
-    if factory is not None:
-        return list(work.made(factory))
-    configs: dict[str, Any] = {}
-    failed: list[Finding] = []
-    for kind, found in _configs(described, config).items():
-        if isinstance(found, SurgeryError):
-            failed.append(Finding("build", kind, "", found.problems))
-        else:
-            configs[kind] = found
-    return failed + list(work.built(configs, heads, tell))
+    work = _Work(described, registry, _patterns(other, "--other"), _patterns(unused, "--unused"))
+    with _one_thread():
+        if factory is not None:
+            return list(work.made(factory))
+        configs: dict[str, Any] = {}
+        failed: list[Finding] = []
+        for kind, found in _configs(described, config).items():
+            if isinstance(found, SurgeryError):
+                failed.append(Finding("build", kind, "", found.problems))
+            else:
+                configs[kind] = found
+        return failed + list(work.built(configs, heads, tell))
+
+
+def _patterns(given: Sequence[str], option: str) -> tuple[str, ...]:
+    for pattern in given:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise PluginError(
+                f"{pattern!r} is no regular expression: {error}", option, r"for example '.*\bmixer\.A_log'"
+            ) from None
+    return tuple(given)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """On tiny models threads wait for one another longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Work:
-    def __init__(self, described: Mapping[str, Architecture], registry: Registry, other: Sequence[str]) -> None:
+    def __init__(
+        self, described: Mapping[str, Architecture], registry: Registry, other: Sequence[str], unused: Sequence[str]
+    ) -> None:
         self._described = described
         self._registry = registry
         self._other = other
+        self._unused = unused
 
     def made(self, factory: str) -> Iterator[Finding]:
         """Check the model of an author's function."""
@@ -81,7 +111,7 @@ class _Work:
             known = nearest(kind, self._described)
             raise PluginError(f"the model's type is {kind!r}, which the plugin does not describe", factory, known)
         yield Finding("build", kind, tiny.name)
-        yield from examine(self._described[kind], kind, tiny, self._registry, self._other)
+        yield from examine(kind, tiny, self._registry, self._other, self._unused)
 
     def built(self, configs: Mapping[str, Any], heads: Sequence[str], tell: Tell | None) -> Iterator[Finding]:
         """Check all chosen classes of each type."""
@@ -104,7 +134,7 @@ class _Work:
             else:
                 tinies.append(made)
                 yield Finding("build", kind, name)
-                yield from examine(self._described[kind], kind, made, self._registry, self._other)
+                yield from examine(kind, made, self._registry, self._other, self._unused)
             if index + 1 == len(subjects) or subjects[index + 1][0] != kind:
                 yield from self._at_the_end(kind, tinies, why)
         if tell is not None and subjects:
