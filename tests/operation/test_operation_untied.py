@@ -17,6 +17,7 @@ from torch import nn
 
 from surgery import load_adapter, operate
 from surgery.errors import CheckpointError, StateError
+from surgery.operation.untie import Loosened
 from surgery.testing import ToyModel, assert_same_state, model_state
 
 SIZES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -275,3 +276,16 @@ def test_tie_weights_of_a_copy_keeps_its_cut() -> None:
         twin.tie_weights()
         assert torch.equal(logits(twin, batch), logits(model, batch))
         assert twin.config.tie_word_embeddings is False
+
+
+def test_a_tied_buffer_is_cut_as_a_parameter_is() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    model["a"].register_buffer("scale", torch.ones(2))
+    model["b"].register_buffer("scale", model["a"].scale)
+    one = Loosened("", SimpleNamespace(tie_word_embeddings=True), {"b.scale": "a.scale"}, [])
+    one.cut_the_rest(model)
+    assert model["b"].scale is not model["a"].scale
+    assert torch.equal(model["b"].scale, model["a"].scale)
+    held = model["b"].scale
+    one.cut_the_rest(model)
+    assert model["b"].scale is held
