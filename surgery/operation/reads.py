@@ -120,7 +120,7 @@ def _chains_in(code: CodeType, me: str) -> Iterator[Chain]:
         chain, position = _follow(lines, start + 1, names[name])
         after = lines[position] if position < len(lines) else None
         if after is not None and after.opname.startswith("STORE_FAST"):
-            names.setdefault(_last(after), chain)
+            names.setdefault(_local_names(after)[0], chain)
         is_asked = start > 0 and lines[start - 1].argval in _ASKING
         if chain and not is_asked:
             yield chain
@@ -151,9 +151,11 @@ def _is_index(line: dis.Instruction) -> bool:
 
 
 def _loaded(line: dis.Instruction) -> str | None:
-    return _last(line) if line.opname.startswith(("LOAD_FAST", "LOAD_DEREF")) else None
+    """The local name whose value is on top of the stack after `line`."""
+    is_load = "LOAD_FAST" in line.opname or line.opname == "LOAD_DEREF"
+    return _local_names(line)[-1] if is_load else None
 
 
-def _last(line: dis.Instruction) -> str:
-    """The local name that an instruction speaks of, the last of two where they are put together."""
-    return str(line.argval[-1] if isinstance(line.argval, tuple) else line.argval)
+def _local_names(line: dis.Instruction) -> tuple[str, ...]:
+    """The local names that an instruction speaks of: newer Pythons put two loads or stores, or one of each, in one."""
+    return tuple(map(str, line.argval)) if isinstance(line.argval, tuple) else (str(line.argval),)
