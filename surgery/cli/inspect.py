@@ -39,15 +39,15 @@ def inspect(
 
     No weights are read. With a task in the spec, the model gets that task's head.
     """
+    if overwrite and html is None:
+        raise typer.BadParameter("--overwrite goes with --html FILE")
     registry = call.registry()
     if html is None:
         shown = _outline(model, task, spec, registry)
         from surgery.planning import render_outline
 
         call.answer(shown.to_dict(), render_outline(shown), _style)
-        has_roles = any(site.role == "attention.query" for site in shown.sites)
-        rule = r"role: attention\.(query|value)" if has_roles else "target: and a regular expression on the path"
-        call.next_step(f"write a rule with {rule}, then surgery plan SPEC {shell(model)}")
+        call.next_step(_next(shown, spec, model))
         return
     from surgery.report.explorer import check_page, write_page
 
@@ -73,6 +73,14 @@ def _outline(model: str, task: str | None, path: Path | None, registry: Registry
         with placing(path):
             plan = decide(spec, found, described, registry)
     return outline(found, sites_of(found, described.architecture), described, plan)
+
+
+def _next(shown: Outline, spec: Path | None, model: str) -> str:
+    if spec:
+        return shell("surgery", "plan", spec, model)
+    has_roles = any(site.role == "attention.query" for site in shown.sites)
+    rule = r"role: attention\.(query|value)" if has_roles else "target: and a regular expression on the path"
+    return f"write a rule with {rule}, then surgery plan SPEC {shell(model)}"
 
 
 def _style(line: str) -> str:

@@ -84,7 +84,7 @@ class _Columns:
         size, *cells = self._cells(row)
         padded = [f"{size:>13}", *(cell.ljust(width) for cell, width in zip(cells, self._widths[1:], strict=True))]
         ties = f"  = {', '.join(row.tied)}" if row.tied else ""
-        unknown = f"  ? {_either(row.open)}" if row.open else ""
+        unknown = "  ? open" if row.open else ""
         mark = f"  {row.mark}" if row.mark else ""
         return "  ".join(padded) + f"  {row.inside}{cut_of(row.slice)}{ties}{unknown}{mark}"
 

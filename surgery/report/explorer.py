@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import string
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -230,7 +231,7 @@ def _spec(outline: Outline) -> dict[str, Any] | None:
 def _classes(sites: Iterable[Site]) -> Mapping[str, Any]:
     """Return what the spec's patterns say of the characters of this model's names, beyond ASCII."""
     characters = sorted({char for site in sites for char in site.name + site.role if ord(char) > 127})
-    letters = [compile_pattern(f"(?i){letter}") for letter in "abcdefghijklmnopqrstuvwxyz"]
+    letters = [compile_pattern(f"(?i){letter}") for letter in string.ascii_letters]
     named = {"word": compile_pattern(r"\w"), "digit": compile_pattern(r"\d"), "space": compile_pattern(r"\s")}
     return {
         **{name: "".join(filter(pattern.fullmatch, characters)) for name, pattern in named.items()},

@@ -99,7 +99,7 @@ class PatternReader {
     return (one) => {
       if (test(one)) return true;
       if (/[A-Za-z]/.test(one)) return test(one.toLowerCase()) || test(one.toUpperCase());
-      return (fold[one] || []).some((letter) => test(letter) || test(letter.toUpperCase()));
+      return (fold[one] || []).some((letter) => test(letter));
     };
   }
 
@@ -207,14 +207,14 @@ class PatternReader {
       const low = this.member(flags);
       if (typeof low === "function") {
         classes.push(low);
-        if (this.chars[this.at] === "-" && this.chars[this.at + 1] !== "]") this.refuse("a range begins with a character; \\- means the character");
+        if (this.chars[this.at] === "-" && this.chars[this.at + 1] !== "]") this.refuse("a range that begins with a class is not understood here; write \\-");
         continue;
       }
       let high = low;
       if (this.chars[this.at] === "-" && this.chars[this.at + 1] !== "]" && this.at + 1 < this.chars.length) {
         this.at += 1;
         high = this.member(flags);
-        if (typeof high === "function") this.refuse("a range ends in a character; \\- means the character");
+        if (typeof high === "function") this.refuse("a range that ends in a class is not understood here; write \\-");
         if (low.codePointAt(0) > high.codePointAt(0)) this.refuse("the range's first character comes after its second");
       }
       text += low + high;
@@ -231,8 +231,8 @@ class PatternReader {
   // One member of a set: a character, or the test of a class such as \d.
   member(flags) {
     const char = this.chars[this.at], next = this.chars[this.at + 1];
-    if (char === "[") this.refuse("a [ in a set is written \\[");
-    if ("-&|~".includes(char) && next === char) this.refuse(`${char}${char} in a set is written \\${char}\\${char}`);
+    if (char === "[") this.refuse("a [ in a set is not understood here; write \\[");
+    if ("-&|~".includes(char) && next === char) this.refuse(`${char}${char} in a set is not understood here; write \\${char}\\${char}`);
     if (char !== "\\") {
       this.at += 1;
       return char;

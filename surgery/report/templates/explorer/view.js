@@ -130,7 +130,7 @@ class Tree {
     const sites = this.litSites(row);
     box.classList.toggle("lit", sites.length > 0);
     lit.hidden = !sites.length;
-    const where = sites.length && sites[0].number !== null ? ` in ${rangesOf(sites.map((site) => site.number).sort((a, b) => a - b))}` : "";
+    const where = sites.length && sites[0].number !== null ? ` in ${sites.length === 1 ? "layer" : "layers"} ${rangesOf(sites.map((site) => site.number).sort((a, b) => a - b))}` : "";
     lit.textContent = sites.length ? `lights up${sites.length < row.sites.length ? where : ""}` : "";
     if (inside) inside.items.forEach((item, index) => item.classList.toggle("lit", sites.includes(row.sites[index])));
   }
