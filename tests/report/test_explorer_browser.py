@@ -136,7 +136,8 @@ ROLES = [
 ]  # fmt: skip
 TARGETS = [
     "", r".*\.\d+\..*", ".*bias", r".*(?<!bias)", r".*attn\.c_attn", ".*weight", r"[^.]*\.[^.]+", r".*[.]1[.].*",
-    r"(?s:.*)\Z", r"(?:\w|[.])+", ".*(wte|wpe|query)", r"layers\.\d+", r"root|scales\..*|(?i).*KEYS",
+    r"(?s:.*)\Z",
+    "a'b.*|.*dense", r"(?:\w|[.])+", ".*(wte|wpe|query)", r"layers\.\d+", r"root|scales\..*|(?i).*KEYS",
 ]  # fmt: skip
 LAYERS = ["all", "0", "last 2", "[0, -1]", "1-2", "first 1", "0-2,-1", "9", "[2,]"]
 
