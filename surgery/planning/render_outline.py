@@ -12,7 +12,7 @@ from surgery.planning.marks import chosen
 from surgery.planning.outline import Outline, Row
 from surgery.planning.render import count, human_bytes, shape_of
 
-__all__ = ["cut_of", "group_title", "one_dtype", "render_outline"]
+__all__ = ["base_of", "cut_of", "group_title", "name_in", "one_dtype", "render_outline"]
 
 _WIDTH = 100
 
@@ -36,8 +36,9 @@ def render_outline(outline: Outline) -> str:
     columns = _Columns(outline, has_dtype=not dtype)
     for group in outline.groups:
         if group.layers is not None:
-            lines.append(f"  {group_title(group)}: {group.rows[0].base}")
-        lines += [columns.line(row) for row in group.rows]
+            base = base_of(group)
+            lines.append(f"  {group_title(group)}{f': {base}' if base else ''}")
+        lines += [columns.line(row, name_in(group, row)) for row in group.rows]
     return "\n".join([*lines, *_sources(outline), *_open(outline), *_spec(outline)])
 
 
@@ -47,6 +48,17 @@ def group_title(group: Group[Row]) -> str:
     each = sum(row.counted for row in group.rows)
     size = human_bytes(each * len(layers)) + (f", {human_bytes(each)} each" if len(layers) > 1 else "")
     return f"{group.stack or 'layers'} {ranges(layers)} ({count(len(layers), 'layer')}), {size}"
+
+
+def base_of(group: Group[Row]) -> str:
+    """Return the name up to the layer's index that all rows of a group share; "" where there is none."""
+    bases = {row.base for row in group.rows}
+    return next(iter(bases)) if len(bases) == 1 else ""
+
+
+def name_in(group: Group[Row], row: Row) -> str:
+    """Return the name of a row below the group's own."""
+    return ".".join(filter(None, ("" if base_of(group) else row.base, row.inside)))
 
 
 def one_dtype(outline: Outline) -> str:
@@ -80,13 +92,13 @@ class _Columns:
             max((len(cell) for cell in cells), default=0) for cells in zip(*map(self._cells, rows), strict=True)
         ]
 
-    def line(self, row: Row) -> str:
+    def line(self, row: Row, name: str) -> str:
         size, *cells = self._cells(row)
         padded = [f"{size:>13}", *(cell.ljust(width) for cell, width in zip(cells, self._widths[1:], strict=True))]
         ties = f"  = {', '.join(row.tied)}" if row.tied else ""
         unknown = "  ? open" if row.open else ""
         mark = f"  {row.mark}" if row.mark else ""
-        return "  ".join(padded) + f"  {row.inside}{cut_of(row.slice)}{ties}{unknown}{mark}"
+        return "  ".join(padded) + f"  {name}{cut_of(row.slice)}{ties}{unknown}{mark}"
 
     def _cells(self, row: Row) -> list[str]:
         size = "tied" if row.is_alias else human_bytes(row.bytes)

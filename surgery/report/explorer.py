@@ -18,7 +18,7 @@ from surgery.planning import Outline, Plan
 from surgery.planning.fold import Group, fold
 from surgery.planning.outline import Row
 from surgery.planning.render import count, human_bytes, shape_of
-from surgery.planning.render_outline import cut_of, group_title, one_dtype
+from surgery.planning.render_outline import base_of, cut_of, group_title, name_in, one_dtype
 from surgery.registry import Registry
 from surgery.report.answers import Answer, Answers
 from surgery.spec import Rule, compile_pattern
@@ -184,8 +184,9 @@ def _group(group: Group[_Line]) -> dict[str, Any]:
         "stack": group.stack,
         "layers": group.layers,
         "title": f"{title})",
+        "base": base_of(rows),
         "size": size,
-        "rows": [_line(line) for line in group.rows],
+        "rows": [{**_line(line), "name": name_in(rows, line.row)} for line in group.rows],
     }
 
 

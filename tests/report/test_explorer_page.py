@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from surgery.errors import StateError
-from surgery.planning import Outline, anatomy, inventory, outline
+from surgery.planning import Outline, anatomy, outline
 from surgery.planning.inventory import Inventory, ParameterEntry
 from surgery.planning.make import Anatomy
 from surgery.planning.sites import sites_of

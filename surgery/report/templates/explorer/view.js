@@ -46,7 +46,7 @@ class Tree {
     const box = element("details", "group"), summary = element("summary");
     const lit = element("span", "tag lit");
     lit.hidden = true;
-    summary.append(element("b", "", group.title), element("span", "name", group.rows[0].base), element("span", "size", group.size), lit);
+    summary.append(element("b", "", group.title), element("span", "name", group.base), element("span", "size", group.size), lit);
     box.append(summary);
     const fill = () => {
       if (box.children.length === 1) box.append(...group.rows.map((row) => this.line(row)));
@@ -67,7 +67,7 @@ class Tree {
     if (row.open.length) notes.append(element("span", "tag open", `may hold ${row.open.join(" or ")}`));
     summary.append(
       element("span", row.role ? "role" : "role other", row.role || "other"),
-      element("span", "name", row.inside + row.cut),
+      element("span", "name", row.name + row.cut),
       element("span", "shape", row.shape),
       element("span", "host", `${row.host || "?"}${this.model.data.dtype ? "" : ` ${row.dtype}`}`),
       element("span", "size", row.size_text),
