@@ -21,7 +21,7 @@ from surgery.planning.sites import sites_of
 from surgery.registry import Registered, Registry, load_registry, load_spec
 from surgery.spec import Spec
 
-__all__ = ["Anatomy", "Draft", "anatomy", "draft_architecture", "inventory", "plan", "sites"]
+__all__ = ["Anatomy", "Draft", "anatomy", "decide", "draft_architecture", "inventory", "plan", "sites"]
 
 
 def plan(
@@ -42,7 +42,15 @@ def plan(
     registry = registry or load_registry()
     spec = load_spec(spec, registry) if isinstance(spec, str | Path) else spec
     found = inventory(subject, registry, auto_class=auto_class)
-    described = anatomy(found, registry)
+    return decide(spec, found, anatomy(found, registry), registry)
+
+
+def decide(spec: Spec, found: Inventory, described: Anatomy, registry: Registry) -> Plan:
+    """Decide what `spec` does to a model whose inventory and anatomy are known already.
+
+    Raises:
+        PlanError: as `plan`.
+    """
     edits, outcomes = resolve(spec.rules, sites_of(found, described.architecture), found, registry)
     return Plan(
         spec=spec,

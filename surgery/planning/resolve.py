@@ -16,7 +16,7 @@ from surgery.planning.plan import Edit, RuleOutcome
 from surgery.registry import Registry
 from surgery.spec import Options, Rule
 
-__all__ = ["resolve"]
+__all__ = ["join_parts", "resolve"]
 
 _MANY = 2000
 """Names that a misspelt one is compared with."""
@@ -218,7 +218,7 @@ class _Resolver:
     def _edits(self, index: int, rule: Rule, kind: Asked, options: Options, free: list[tuple[Site, str]]) -> list[Edit]:
         edits: list[Edit] = []
         problems: list[Problem] = []
-        for site, tied in _join_parts(free, self._sites) if kind.joins_parts else free:
+        for site, tied in join_parts(free, self._sites) if kind.joins_parts else free:
             count = kind.parameters(site, options)
             if count > site.size and not rule.allow_oversized:
                 problems.append(
@@ -287,7 +287,7 @@ class _Resolver:
         return parts
 
 
-def _join_parts(free: list[tuple[Site, str]], sites: Sequence[Site]) -> list[tuple[Site, str]]:
+def join_parts(free: list[tuple[Site, str]], sites: Sequence[Site]) -> list[tuple[Site, str]]:
     """Put the parts of one parameter together again where every part of it is free."""
     parts: dict[str, list[Site]] = {}
     for site in sites:
