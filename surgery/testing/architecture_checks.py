@@ -36,6 +36,7 @@ CHECKS: Mapping[str, str] = {
     "forward": "a forward uses every site",
     "merge": "merged outputs are operated outputs, up to rounding, for each adapter type on each role",
     "identity": "merged and unmerged, the model is what it was, bit for bit",
+    "measure": "weights do what they are described as, where that can be measured on small models",
     "heads": "all task heads tell the same roles of the base model",
 }
 

@@ -15,6 +15,7 @@ from surgery.architecture import Architecture
 from surgery.errors import PluginError, Problem, SurgeryError, nearest
 from surgery.registry import Registry, load_registry
 from surgery.testing.architecture_checks import Finding, agree_between_heads, examine
+from surgery.testing.check_measured import compare_with_measured
 from surgery.testing.modules import load_function, load_module
 from surgery.testing.tiny import Tiny, classes_of, tiny_config, tiny_model
 
@@ -57,7 +58,7 @@ def check_plugin(  # noqa: PLR0913 - one for each option of the command line
         raise PluginError(
             "it supplies no architecture", module, "give it @hookimpl def surgery_architectures(): return [...]"
         )
-    registry = Registry(installed.adapters, given.architectures, {}, {}, {})
+    registry = Registry(installed.adapters, given.architectures, installed.models, {}, {})
     work = _Work(described, registry, _patterns(other, "--other"), _patterns(unused, "--unused"))
     with _one_thread():
         if factory is not None:
@@ -136,15 +137,17 @@ class _Work:
                 yield Finding("build", kind, name)
                 yield from examine(kind, made, self._registry, self._other, self._unused)
             if index + 1 == len(subjects) or subjects[index + 1][0] != kind:
-                yield from self._at_the_end(kind, tinies, why)
+                yield from self._at_the_end(kind, configs[kind], tinies, why)
         if tell is not None and subjects:
             tell(len(subjects), len(subjects), "done")
 
-    def _at_the_end(self, kind: str, tinies: Sequence[Tiny], why: str) -> Iterator[Finding]:
+    def _at_the_end(self, kind: str, config: Any, tinies: Sequence[Tiny], why: str) -> Iterator[Finding]:
         if not tinies:
             what = f"no class of the type can be built and called: {why}"
             hint = "pass --config FILE with sizes that fit one another, or --factory MODULE:FUNCTION"
             yield Finding("build", kind, "", (Problem(what, kind, hint),))
+        else:
+            yield compare_with_measured(kind, config, tinies[-1].name, self._registry)
         if len(tinies) > 1:
             yield agree_between_heads(self._described[kind], kind, tinies, self._registry)
 
