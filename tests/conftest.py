@@ -15,6 +15,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 _BESIDE = Path(__file__).parents[2] / "shared"
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes minutes, unless it is asked for by `-m` or SURGERY_SLOW=1."""
+    if config.option.markexpr or os.environ.get("SURGERY_SLOW", "0") not in ("", "0"):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+
+
 def _folder(variable: str, name: str) -> Path:
     folder = Path(os.environ.get(variable, _BESIDE / name))
     if not folder.is_dir():
