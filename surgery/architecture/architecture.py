@@ -75,6 +75,8 @@ class Architecture:
         uncalled: paths, as in `roles`, of linear modules and embeddings whose weight the model reads without calling
             the module, always or for some configurations (a `When`).
         transposed_experts: whether expert tensors are stored (experts, fan_in, fan_out).
+        plain: paths, as in `roles`, of what is known and has no role of the vocabulary: decays, sinks, and with a
+            `Slice` the rest of a fused weight, such as the gates of attention heads. Their role is `other.<path>`.
         open: path, as in `roles` -> roles that the weight there may hold, in a layout that is not known. A rule that
             may mean it fails instead of missing it.
         defaults: configuration name -> value, or count in terms of other names, that holds where a `config.json`
@@ -97,6 +99,7 @@ class Architecture:
     ties: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     uncalled: tuple[str | When, ...] = ()
     transposed_experts: bool = False
+    plain: tuple[str | Slice | When, ...] = ()
     open: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
@@ -112,6 +115,8 @@ class Architecture:
             if role not in ROLES:
                 raise PluginError(f"unknown role {role!r}", where, nearest(role, ROLES))
             _check_place(path, f"{where}, {role}")
+        for place in self.plain:
+            _check_place(place.path if isinstance(place, When) else place, f"{where}, plain")
 
     @property
     def bases(self) -> tuple[str, ...]:

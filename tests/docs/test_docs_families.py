@@ -61,7 +61,7 @@ def test_coverage_tells_what_is_described_inferred_and_open(families: ModuleType
     assert found["bert"].lists == ["causal", "masked", "classes"]
     page = families.coverage_page(found, "1.2.3")
     assert "| 1 | declared | 100 % |" in page
-    assert "| `persimmon` | causal, classes | inferred partly | 75.0 % | `self_attn.query_key_value` |  |" in page
+    assert "| `persimmon` | causal, classes | inferred partly | 75.0 % |  | `self_attn.query_key_value` |  |" in page
     assert "| `nemotron` | causal: TypeError" in page
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import families_core
 import families_experts
+import families_hybrids
 import pytest
 import torch
 from families import Family, build
@@ -23,7 +24,7 @@ from surgery.planning.checkpoint import inventory_of_checkpoint
 from surgery.planning.headers import read_checkpoint_headers
 
 REGISTRY = load_registry()
-FAMILIES = (*families_core.FAMILIES, *families_experts.FAMILIES)
+FAMILIES = (*families_core.FAMILIES, *families_experts.FAMILIES, *families_hybrids.FAMILIES)
 
 
 def told(subject: Any) -> dict[str, tuple[object, ...]]:
