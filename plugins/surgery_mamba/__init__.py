@@ -1,4 +1,4 @@
-"""Mamba 1 and 2: one input projection makes what is scanned and its gate; in the second version B, C and dt as well."""
+"""Mamba 1 and 2, Falcon Mamba: one input projection makes what is scanned and its gate; in Mamba 2 B, C and dt as well."""
 
 from surgery import Architecture, Slice, hookimpl
 
@@ -21,7 +21,7 @@ def _in_2(start: int | str, length: str) -> Slice:
 
 
 MAMBA = Architecture(
-    types=("mamba",),
+    types=("mamba", "falcon_mamba"),
     base="backbone",
     stacks={"decoder": "layers"},
     roles={

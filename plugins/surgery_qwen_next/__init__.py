@@ -40,8 +40,9 @@ def _third(start: int) -> Slice:
     return Slice("*.attn.qkv", view=(3, -1), start=start)
 
 
+_BEFORE_ATTENTION = When("*.input_layernorm", beside="*.self_attn")
 _LAYER: dict[str, str | Slice | When | tuple[str | Slice, ...]] = {
-    "norm.attention.pre": When("*.input_layernorm", beside="*.self_attn"),
+    "norm.attention.pre": _BEFORE_ATTENTION,
     "attention.query": _query_or_gate(0),
     "norm.query": "*.self_attn.q_norm",
     **{f"attention.{role}": f"*.self_attn.{role[0]}_proj" for role in ("key", "value", "output")},
@@ -113,7 +114,7 @@ QWEN_3_5_VISION = Architecture(
         **_APART,
         "embedding.patch": "visual.patch_embed.proj",
         "embedding.position": "visual.pos_embed",
-        "norm.attention.pre": (_LAYER["norm.attention.pre"], "*.norm1"),
+        "norm.attention.pre": (_BEFORE_ATTENTION, "*.norm1"),
         "attention.query": (_query_or_gate(0), _third(0)),
         "attention.key": ("*.self_attn.k_proj", _third(1)),
         "attention.value": ("*.self_attn.v_proj", _third(2)),

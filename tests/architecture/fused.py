@@ -17,9 +17,9 @@ REGISTRY = load_registry()
 
 
 def parts_of(model: nn.Module, path: str, layer: int = 0) -> dict[str, Site]:
-    """Sites of the weight of `layer`'s module `path`, by role."""
-    found = {s.role: s for s in sites(model, REGISTRY) if s.layer == layer and s.path.endswith(path)}
-    return {role: site for role, site in found.items() if site.slice is not None}
+    """Parts of the weight of `layer`'s module `path`, by role."""
+    found = (site for site in sites(model, REGISTRY) if site.layer == layer and site.path.endswith(path))
+    return {site.role: site for site in found if site.slice is not None}
 
 
 def rows(model: nn.Module, site: Site) -> torch.Tensor:

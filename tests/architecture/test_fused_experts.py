@@ -11,6 +11,7 @@ import pytest
 import torch
 from families import build
 from fused import assert_near, convolved, moved_by_lora, parts_of, record, rows, scan
+from torch import nn
 from torch.nn import functional as F
 
 # Latent attention -----------------------------------------------------------------------------------------------------
@@ -74,7 +75,7 @@ def test_latent_attention(name: str, role: str) -> None:
 def mamba(mixer: Any, x: torch.Tensor, maps: dict[str, torch.Tensor]) -> torch.Tensor:
     inner = convolved(mixer, x @ maps["ssm.x"].T)
     low, b, c = (inner @ maps[role].T for role in ("ssm.dt", "ssm.B", "ssm.C"))
-    if hasattr(mixer, "dt_layernorm"):
+    if hasattr(mixer, "dt_layernorm"):  # Jamba, Falcon Mamba
         low, b, c = mixer.dt_layernorm(low), mixer.b_layernorm(b), mixer.c_layernorm(c)
     step = F.softplus(low @ mixer.dt_proj.weight.T + mixer.dt_proj.bias)
     y = scan(inner, step, -mixer.A_log.exp(), b[:, :, None], c[:, :, None]) + mixer.D * inner
@@ -91,16 +92,33 @@ def mamba_2(mixer: Any, x: torch.Tensor, maps: dict[str, torch.Tensor]) -> torch
         return grouped.repeat_interleave(width // mixer.n_groups, dim=2)
 
     wide = mixer.head_dim
-    step = F.softplus(x @ maps["ssm.dt"].T + mixer.dt_bias).repeat_interleave(wide, dim=-1)
+    step = F.softplus(x @ maps["ssm.dt"].T + mixer.dt_bias).clamp(min=mixer.time_step_limit[0])
+    step = step.repeat_interleave(wide, dim=-1)
     decay = -mixer.A_log.exp().repeat_interleave(wide)[:, None]
     y = scan(inner, step, decay, each(b), each(c)) + mixer.D.repeat_interleave(wide) * inner
-    return mixer.out_proj(mixer.norm(y, x @ maps["ssm.gate"].T))
+    gate = x @ maps["ssm.gate"].T
+    return mixer.out_proj(y * F.silu(gate) if isinstance(mixer.norm, nn.Identity) else mixer.norm(y, gate))
 
+
+def falcon_h1(mixer: Any, x: torch.Tensor, maps: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Each part of the projection has a factor of its own."""
+    factors = zip(STATE_SPACE_2, mixer.layer_factors, strict=True)
+    return mamba_2(mixer, x * mixer.ssm_in_multiplier, {role: maps[role] * factor for role, factor in factors})
+
+
+STATE_SPACE = ("ssm.x", "ssm.gate", "ssm.dt", "ssm.B", "ssm.C")
+STATE_SPACE_2 = ("ssm.gate", "ssm.x", "ssm.B", "ssm.C", "ssm.dt")
 
 SPACES = {
-    "MambaModel": (mamba, "mixer", ("ssm.x", "ssm.gate", "ssm.dt", "ssm.B", "ssm.C")),
-    "Mamba2Model": (mamba_2, "mixer", ("ssm.gate", "ssm.x", "ssm.B", "ssm.C", "ssm.dt")),
-    "JambaModel": (mamba, "mamba", ("ssm.x", "ssm.gate", "ssm.dt", "ssm.B", "ssm.C")),
+    "MambaModel": (mamba, "mixer", STATE_SPACE),
+    "Mamba2Model": (mamba_2, "mixer", STATE_SPACE_2),
+    "JambaModel": (mamba, "mamba", STATE_SPACE),
+    "FalconMambaModel": (mamba, "mixer", STATE_SPACE),
+    "BambaModel": (mamba_2, "mamba", STATE_SPACE_2),
+    "GraniteMoeHybridModel": (mamba_2, "mamba", STATE_SPACE_2),
+    "NemotronHModel": (mamba_2, "mixer", STATE_SPACE_2),
+    "Zamba2Model": (mamba_2, "mamba", STATE_SPACE_2),
+    "FalconH1Model": (falcon_h1, "mamba", STATE_SPACE_2),
 }
 
 
@@ -110,6 +128,7 @@ def test_state_spaces(name: str, role: str) -> None:
     model, batch = build(name)
     model = model.double()
     mixer = getattr(model.layers[0], child)
+    mixer.layer_factors = getattr(model.config, "ssm_multipliers", None)
     found = {**parts_of(model, "in_proj"), **parts_of(model, "x_proj")}
     assert set(found) == set(roles)
     calls = record(mixer)
@@ -126,3 +145,29 @@ def test_state_spaces(name: str, role: str) -> None:
         assert_near(forward(mixer, x, maps), plain, plain)
         merged, live = moved_by_lora(model, found[role], call)
         assert_near(forward(mixer, x, {**maps, role: merged}), live, live - plain)
+
+
+def test_heads_of_zamba() -> None:
+    """Rows of what is scanned and of its gate take turns; each head has a projection of its own to dt, B and C."""
+    model, batch = build("ZambaModel")
+    model = model.double()
+    mixer = model.layers[0].mamba
+    found = {**parts_of(model, "in_proj"), **parts_of(model, "mamba")}
+    assert set(found) == set(STATE_SPACE)
+    calls = record(mixer)
+    model(**batch)
+    x, plain = calls[0][1]["hidden_states"], calls[0][2]
+    heads, width = mixer.n_mamba_heads, mixer.mamba_head_dim
+    low, b, c = (mixer.x_proj_weight[:, list(found[role].slice.indices())] for role in ("ssm.dt", "ssm.B", "ssm.C"))
+    with torch.no_grad():
+        inner = convolved(mixer, x @ rows(model, found["ssm.x"]).T).unflatten(-1, (heads, width))
+        gate = (x @ rows(model, found["ssm.gate"]).T).unflatten(-1, (heads, width))
+        made = []
+        for head in range(heads):
+            here = inner[:, :, head]
+            step = F.softplus(here @ low[head].T @ mixer.dt_proj_weight[head].T + mixer.dt_proj_bias[head])
+            scanned = scan(
+                here, step, -mixer.A_log[head].exp(), (here @ b[head].T)[:, :, None], (here @ c[head].T)[:, :, None]
+            )
+            made.append((scanned + mixer.D[head] * here) * F.silu(gate[:, :, head]))
+        assert_near(mixer.out_proj(torch.cat(made, dim=-1)), plain, plain)

@@ -19,6 +19,7 @@ _BOTH = {"layer_types": ["linear_attention", "full_attention"]}
 _DELTA = {**_DECODER, **_BOTH, "head_dim": 8, "linear_key_head_dim": 4, "linear_value_head_dim": 5,
           "linear_num_key_heads": 2, "linear_num_value_heads": 6}  # fmt: skip
 _MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 20}
+_MAMBA_2 = {"mamba_n_heads": 4, "mamba_n_groups": 2, "mamba_d_state": 3, "mamba_chunk_size": 4}
 _VISION = {"depth": 2, "hidden_size": 16, "intermediate_size": 20, "num_heads": 2, "patch_size": 2, "out_hidden_size": 16,
            "temporal_patch_size": 1, "spatial_merge_size": 2, "num_position_embeddings": 16}  # fmt: skip
 _SEEN = {"vision_config": _VISION, "image_token_id": 3, "video_token_id": 4, "vision_start_token_id": 5}
@@ -29,6 +30,37 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_5_moe_text": ("Qwen3_5MoeTextConfig", {**_DELTA, **_MOE}),
     "qwen3_5": ("Qwen3_5Config", {"text_config": {"vocab_size": 37, **_DELTA}, **_SEEN}),
     "qwen3_5_moe": ("Qwen3_5MoeConfig", {"text_config": {"vocab_size": 37, **_DELTA, **_MOE}, **_SEEN}),
+    "bamba": ("BambaConfig", {**_DECODER, **_MAMBA_2, "attn_layer_indices": [1]}),
+    "falcon_h1": (
+        "FalconH1Config",
+        {**_DECODER, **_MAMBA_2, "mamba_d_ssm": 24, "mamba_d_head": 6, "ssm_multipliers": [0.5, 1.5, 0.8, 1.2, 2.0]},
+    ),
+    "granitemoe": ("GraniteMoeConfig", {**_DECODER, "num_local_experts": 4}),
+    "granitemoeshared": ("GraniteMoeSharedConfig", {**_DECODER, "num_local_experts": 4, "shared_intermediate_size": 20}),
+    "granitemoehybrid": (
+        "GraniteMoeHybridConfig",
+        {**_DECODER, **_BOTH, **_MAMBA_2, "num_local_experts": 4, "shared_intermediate_size": 20},
+    ),
+    "nemotron_h": (
+        "NemotronHConfig",
+        {**_DECODER, "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"], "head_dim": 8,
+         "ssm_state_size": 3, "mamba_num_heads": 4, "mamba_head_dim": 6, "n_groups": 2, "chunk_size": 4,
+         "n_routed_experts": 4, "moe_intermediate_size": 12, "moe_shared_expert_intermediate_size": 20},
+    ),
+    "falcon_mamba": (
+        "FalconMambaConfig", {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "time_step_rank": 3},
+    ),
+    "zamba": (
+        "ZambaConfig",
+        {**_DECODER, "layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 3,
+         "num_key_value_heads": 4, "mamba_d_state": 5, "mamba_dt_rank": 3},
+    ),
+    "zamba2": (
+        "Zamba2Config",
+        {**_DECODER, "layers_block_type": ["linear_attention", "hybrid", "hybrid", "hybrid"], "num_hidden_layers": 4,
+         "num_key_value_heads": 4, "mamba_d_state": 3, "mamba_ngroups": 2, "n_mamba_heads": 4, "chunk_size": 4,
+         "num_mem_blocks": 2, "adapter_rank": 2, "use_shared_attention_adapter": True},
+    ),
 }  # fmt: skip
 
 
@@ -54,6 +86,25 @@ FAMILIES: tuple[Family, ...] = (
     *(
         Family("qwen3_5", f"Qwen3_5{head}", batch=_images)
         for head in ("Model", "ForConditionalGeneration", "ForSequenceClassification", "ForTokenClassification")
+    ),
+    *(Family("bamba", f"Bamba{head}") for head in _HEADS[:2]),
+    Family("bamba", "BambaForCausalLM", {"mamba_proj_bias": True, "attention_bias": True, "tie_word_embeddings": True}, "tied"),
+    *(Family("falcon_h1", f"FalconH1{head}") for head in _HEADS[:2]),
+    Family("falcon_h1", "FalconH1ForCausalLM", {"mamba_rms_norm": True, "tie_word_embeddings": True}, "norm"),
+    *(Family("granitemoe", f"GraniteMoe{head}") for head in _HEADS[:2]),
+    *(Family("granitemoeshared", f"GraniteMoeShared{head}") for head in _HEADS[:2]),
+    Family("granitemoeshared", "GraniteMoeSharedForCausalLM", {"shared_intermediate_size": 0, "tie_word_embeddings": True}, "alone"),
+    *(Family("granitemoehybrid", f"GraniteMoeHybrid{head}") for head in _HEADS[:2]),
+    Family("granitemoehybrid", "GraniteMoeHybridForCausalLM", {"num_local_experts": 0, "tie_word_embeddings": True}, "dense"),
+    *(Family("nemotron_h", f"NemotronH{head}") for head in _HEADS[:2]),
+    Family("nemotron_h", "NemotronHForCausalLM", {"moe_latent_size": 8, "use_bias": True, "mlp_bias": True}, "latent"),
+    *(Family("falcon_mamba", f"FalconMamba{head}") for head in _HEADS[:2]),
+    *(Family("zamba", f"Zamba{head}") for head in _HEADS[:3]),
+    Family("zamba", "ZambaForCausalLM", {"n_mamba_heads": 1, "mamba_proj_bias": True, "tie_word_embeddings": False}, "one-head"),
+    *(Family("zamba2", f"Zamba2{head}") for head in _HEADS[:3]),
+    Family(
+        "zamba2", "Zamba2ForCausalLM",
+        {"num_mem_blocks": 1, "use_shared_attention_adapter": False, "add_bias_linear": True, "use_mem_rope": True}, "one-block",
     ),
     *(Family("qwen3_5_moe", f"Qwen3_5Moe{head}", batch=_images) for head in ("Model", "ForConditionalGeneration")),
 )  # fmt: skip

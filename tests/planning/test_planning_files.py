@@ -24,7 +24,13 @@ from surgery.planning.checkpoint import inventory_of_checkpoint
 from surgery.planning.headers import read_checkpoint_headers
 
 REGISTRY = load_registry()
-FAMILIES = (*families_core.FAMILIES, *families_experts.FAMILIES, *families_hybrids.FAMILIES)
+# Files leave out all but one of the places of Zamba's shared layers; which these are the settings say, and no data can.
+_SHARES_LAYERS = ("zamba", "zamba2")
+FAMILIES = tuple(
+    item
+    for item in (*families_core.FAMILIES, *families_experts.FAMILIES, *families_hybrids.FAMILIES)
+    if item.kind not in _SHARES_LAYERS
+)
 
 
 def told(subject: Any) -> dict[str, tuple[object, ...]]:
