@@ -1,4 +1,4 @@
-"""Mamba 1 and 2, Falcon Mamba: one input projection makes what is scanned and its gate; in Mamba 2 B, C and dt as well."""
+"""Mamba 1 and 2, Falcon Mamba: one projection makes what is scanned and its gate; in Mamba 2 B, C and dt as well."""
 
 from surgery import Architecture, Slice, hookimpl
 

@@ -2,7 +2,7 @@
 
 from surgery import Architecture, Slice, When, hookimpl
 
-_FILES = {
+_FILES: dict[str, str | tuple[str, ...]] = {
     "model": "^backbone",
     "mixer.experts.up_proj": ("mixer.experts.*.up_proj.weight",),
     "mixer.experts.down_proj": ("mixer.experts.*.down_proj.weight",),

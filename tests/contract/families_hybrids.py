@@ -20,6 +20,11 @@ _DELTA = {**_DECODER, **_BOTH, "head_dim": 8, "linear_key_head_dim": 4, "linear_
           "linear_num_key_heads": 2, "linear_num_value_heads": 6}  # fmt: skip
 _MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 20}
 _MAMBA_2 = {"mamba_n_heads": 4, "mamba_n_groups": 2, "mamba_d_state": 3, "mamba_chunk_size": 4}
+_CONV = {"layer_types": ["conv", "full_attention"], "conv_L_cache": 3}
+_LATENT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
+           "intermediate_size": 24, "moe_intermediate_size": 12, "kv_lora_rank": 10, "qk_nope_head_dim": 4,
+           "qk_rope_head_dim": 2, "v_head_dim": 6, "experts_implementation": "eager", "bos_token_id": 1,
+           "eos_token_id": 2, "pad_token_id": 0}  # fmt: skip
 _VISION = {"depth": 2, "hidden_size": 16, "intermediate_size": 20, "num_heads": 2, "patch_size": 2, "out_hidden_size": 16,
            "temporal_patch_size": 1, "spatial_merge_size": 2, "num_position_embeddings": 16}  # fmt: skip
 _SEEN = {"vision_config": _VISION, "image_token_id": 3, "video_token_id": 4, "vision_start_token_id": 5}
@@ -60,6 +65,35 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         {**_DECODER, "layers_block_type": ["linear_attention", "hybrid", "hybrid", "hybrid"], "num_hidden_layers": 4,
          "num_key_value_heads": 4, "mamba_d_state": 3, "mamba_ngroups": 2, "n_mamba_heads": 4, "chunk_size": 4,
          "num_mem_blocks": 2, "adapter_rank": 2, "use_shared_attention_adapter": True},
+    ),
+    "lfm2": ("Lfm2Config", {**_DECODER, **_CONV, "block_multiple_of": 4}),
+    "lfm2_moe": (
+        "Lfm2MoeConfig",
+        {**_DECODER, **_CONV, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12,
+         "num_dense_layers": 1, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    ),
+    "lfm3": (
+        "Lfm3Config",
+        {**_DECODER, "layer_types": ["conv", "full_attention", "sliding_attention"], "num_hidden_layers": 3,
+         "head_dim": 8, "sliding_window": 4},
+    ),
+    "kimi_linear": (
+        "KimiLinearConfig",
+        {**_LATENT, "model_max_length": 20, "layer_types": ["linear_attention", "full_attention"],
+         "mlp_layer_types": ["dense", "sparse"], "linear_head_dim": 6, "linear_num_heads": 3, "num_experts": 4,
+         "num_experts_per_token": 2, "num_expert_group": 2, "topk_group": 1},
+    ),
+    "bailing_hybrid": (
+        "BailingHybridConfig",
+        {**_LATENT, "model_max_length": 20, "layer_types": ["linear_attention", "full_attention"],
+         "mlp_layer_types": ["dense", "sparse"], "head_dim": 6, "num_experts": 4, "num_experts_per_token": 2,
+         "num_expert_group": 2, "topk_group": 1, "num_nextn_predict_layers": 0},
+    ),
+    "minimax": ("MiniMaxConfig", {**_DECODER, **_BOTH, "num_local_experts": 4, "head_dim": 8, "block_size": 4}),
+    "jetmoe": (
+        "JetMoeConfig",
+        {"hidden_size": 16, "num_hidden_layers": 2, "num_key_value_heads": 2, "kv_channels": 6, "intermediate_size": 12,
+         "num_local_experts": 3, "max_position_embeddings": 20, "pad_token_id": 0},
     ),
 }  # fmt: skip
 
@@ -106,5 +140,15 @@ FAMILIES: tuple[Family, ...] = (
         "zamba2", "Zamba2ForCausalLM",
         {"num_mem_blocks": 1, "use_shared_attention_adapter": False, "add_bias_linear": True, "use_mem_rope": True}, "one-block",
     ),
+    *(Family("lfm2", f"Lfm2{head}") for head in _HEADS[:2]),
+    *(Family("lfm2_moe", f"Lfm2Moe{head}") for head in _HEADS[:2]),
+    Family("lfm2_moe", "Lfm2MoeForCausalLM", {"conv_bias": True, "use_expert_bias": False}, "biases"),
+    *(Family("lfm3", f"Lfm3{head}") for head in _HEADS[:2]),
+    Family("lfm3", "Lfm3ForCausalLM", {"use_sandwich_norm": False, "use_attention_gate": False, "conv_bias": True}, "plain"),
+    *(Family("kimi_linear", f"KimiLinear{head}") for head in _HEADS[:2]),
+    Family("kimi_linear", "KimiLinearForCausalLM", {"q_lora_rank": 5, "attention_bias": True}, "compressed-query"),
+    *(Family("bailing_hybrid", f"BailingHybrid{head}") for head in _HEADS[:2]),
+    *(Family("minimax", f"MiniMax{head}") for head in _HEADS),
+    *(Family("jetmoe", f"JetMoe{head}") for head in _HEADS[:3]),
     *(Family("qwen3_5_moe", f"Qwen3_5Moe{head}", batch=_images) for head in ("Model", "ForConditionalGeneration")),
 )  # fmt: skip
