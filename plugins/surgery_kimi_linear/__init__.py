@@ -1,4 +1,4 @@
-"""Kimi Linear and Bailing hybrids: a delta rule whose decay is one for each channel, and latent attention in between."""
+"""Kimi Linear and Bailing hybrids: a delta rule with a decay for each channel, and latent attention in between."""
 
 from surgery import Architecture, Slice, When, hookimpl
 

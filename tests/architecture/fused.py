@@ -23,8 +23,9 @@ def parts_of(model: nn.Module, path: str, layer: int = 0) -> dict[str, Site]:
 
 
 def rows(model: nn.Module, site: Site) -> torch.Tensor:
-    """The site's rows of its weight, copied."""
-    return model.get_parameter(site.name).detach()[_rows_of(model, site)].clone()
+    """The site's rows of its weight (or what its part is of another axis), copied."""
+    whole = model.get_parameter(site.name).detach()
+    return whole.index_select(site.slice.axis, torch.tensor(site.slice.indices())) if site.slice else whole.clone()
 
 
 def _rows_of(model: nn.Module, site: Site) -> list[int]:
