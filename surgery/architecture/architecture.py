@@ -62,18 +62,19 @@ class Architecture:
         base: name of the base model inside task models (`bert`, `transformer`), or several where task classes differ;
             a bare base model works too.
         stacks: stack name -> path of its list of layers, relative to the base model. A list inside a list is written
-            with a star: `encoder.groups.*.layers`; its layers are counted through.
+            with a star, `encoder.groups.*.layers`, or `encoder.blocks.*` where a list holds lists; its layers are
+            counted through.
         roles: role -> path relative to the base model (`*` stands for a layer: `*.mlp.up_proj`; `decoder:*.norm` is
             for one stack only), a `Slice`, a `When`, or several of them. A path names a module, whose parameters all
-            get the role, or a parameter. A further `*` stands for any index of a list inside a layer:
-            `*.attention.norms.*`.
+            get the role, or a parameter. A further `*` stands for any index of a list inside a layer, `3` or
+            `expert_3`: `*.attention.norms.*`.
         heads: role -> path relative to the whole model, for what stands outside the base model.
         conv1d: whether linear weights inside layers are stored (fan_in, fan_out). Live models tell this themselves;
             file headers cannot.
         ties: parameter name -> the name it is tied to when a file leaves it out, or several where task classes differ.
             Live models tell this themselves.
-        uncalled: paths, as in `roles`, of linear modules and embeddings whose weight the model reads without calling
-            the module, always or for some configurations (a `When`).
+        uncalled: paths, as in `roles` or `heads`, of linear modules and embeddings whose weight the model reads without
+            calling the module, always or for some configurations (a `When`).
         transposed_experts: whether expert tensors are stored (experts, fan_in, fan_out).
         plain: paths, as in `roles`, of what is known and has no role of the vocabulary: decays, sinks, and with a
             `Slice` the rest of a fused weight, such as the gates of attention heads. Their role is `other.<path>`.

@@ -23,7 +23,8 @@ _NOTHING = Architecture((), "", {}, {})
 _MATRICES = ("attention.", "cross_attention.", "linear_attention.", "mlp.", "moe.", "ssm.")
 """Beginnings of roles whose 2-D parameters are matrices of linear maps, whatever module holds them."""
 
-_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
+_INDEX = re.compile(r"(?<=\.)(?:expert_)?\d+(?=\.)")
+"""An index of a list inside a layer; some call the modules of experts so."""
 
 
 _TABLES = ("embedding.token", "embedding.position", "embedding.token_type", "embedding.relative")
@@ -117,7 +118,7 @@ class _Anatomy:
             shape = entry.shape
             if part is not None:
                 shape = (*shape[: part.axis], part.size, *shape[part.axis + 1 :])
-            is_called = relative.rpartition(".")[0] not in self._uncalled
+            is_called = (relative.rpartition(".")[0] if relative else entry.path) not in self._uncalled
             yield Site(
                 role=place.role,
                 stack=stack,
@@ -249,10 +250,10 @@ class _Stack:
 
     def __init__(self, name: str, path: str, names: Iterable[str]) -> None:
         self.name = name
-        numbers = r"\.(\d+)\.".join(re.escape(part) for part in path.split(".*."))
+        numbers = re.escape(path).replace(r"\*", r"(\d+)")
         self._pattern = re.compile((numbers + r"\." if path else "") + r"(\d+)\.(.+)")
         self._layers: dict[tuple[int, ...], int] | None = None
-        if ".*." in path:
+        if "*" in path:
             found = {match.groups()[:-1] for match in map(self._pattern.fullmatch, names) if match}
             indices = sorted(tuple(map(int, group)) for group in found)
             self._layers = {index: position for position, index in enumerate(indices)}

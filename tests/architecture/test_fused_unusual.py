@@ -198,3 +198,96 @@ def test_experts_of_longcat() -> None:
     made = torch.einsum("tei,edi,te->td", inner[:, :real], block.experts.down_proj, weight[:, :real])
     made = made + weight[:, real:].sum(-1, keepdim=True) * x
     assert_near(made, calls[0][2].flatten(0, 1), calls[0][2])
+
+
+# Encoders -------------------------------------------------------------------------------------------------------------
+
+
+def silence(model: Any, *, role: str, layer: int) -> None:
+    """Set everything with a role in one layer to zero, biases included."""
+    for site in sites(model, REGISTRY):
+        if site.layer == layer and site.role == role:
+            parameter = model.get_parameter(site.name)
+            index = torch.tensor(site.slice.indices() if site.slice else range(parameter.shape[0]))
+            parameter.index_fill_(site.slice.axis if site.slice else 0, index, 0.0)
+
+
+ENCODERS = {
+    "LongformerModel": ("encoder.layer.0.attention.self", 0),
+    "LEDModel": ("encoder.layers.0.self_attn.longformer_self_attn", 0),
+    "LukeModel": ("encoder.layer.0.attention.self", 0),
+    "MobileBertModel": ("encoder.layer.0.attention.self", 0),
+    "SqueezeBertModel": ("encoder.layers.0.attention", "context_layer"),
+    "ModernVBertModel": ("text_model.layers.0.attn", 0),
+    "ModernBertDecoderModel": ("layers.0.attn", 0),
+    "LongT5Model": ("encoder.block.0.layer.0.LocalSelfAttention", 0),
+    "SwitchTransformersModel": ("encoder.block.0.layer.0.SelfAttention", 0),
+}
+
+
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+@torch.no_grad()
+def test_without_values_there_is_nothing_and_without_keys_no_query_matters(name: str) -> None:
+    path, index = ENCODERS[name]
+
+    def attended(*roles: str, scale: float = 1.0) -> torch.Tensor:
+        model, batch = build(name)
+        for role in roles:
+            silence(model, role=role, layer=0)
+        for site in sites(model, REGISTRY):
+            if site.layer == 0 and site.role == "attention.query":
+                parameter = model.get_parameter(site.name)
+                rows = torch.tensor(site.slice.indices() if site.slice else range(len(parameter)))
+                parameter[rows] *= scale
+        calls = record(model.get_submodule(path))
+        model(**batch)
+        return calls[0][2][index]
+
+    assert torch.count_nonzero(attended("attention.value")) == 0
+    without_keys = attended("attention.key")
+    assert torch.count_nonzero(without_keys)
+    assert torch.allclose(without_keys, attended("attention.key", scale=-300.0), atol=1e-6)
+    assert not torch.allclose(attended(), attended(scale=-300.0), atol=1e-4)
+
+
+@torch.no_grad()
+def test_xlnet_projections_are_raw_parameters() -> None:
+    """Without values attention gives nothing; without keys of tokens and of distances, no query matters."""
+
+    def attended(*roles: str, scale: float = 1.0) -> torch.Tensor:
+        model, batch = build("XLNetModel")
+        batch = {name: tensor for name, tensor in batch.items() if name != "token_type_ids"}
+        for role in roles:
+            silence(model, role=role, layer=0)
+        model.layer[0].rel_attn.q.mul_(scale)
+        normed: list[torch.Tensor] = []
+        model.layer[0].rel_attn.layer_norm.register_forward_pre_hook(lambda _, args: normed.append(args[0]))
+        given: list[torch.Tensor] = []
+        model.layer[0].rel_attn.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+        model(**batch)
+        return normed[0] - given[0]
+
+    assert torch.count_nonzero(attended("attention.value")) == 0
+    assert torch.count_nonzero(attended("attention.output")) == 0
+    without_keys = attended("attention.key")
+    assert torch.count_nonzero(without_keys)
+    assert torch.allclose(without_keys, attended("attention.key", scale=-300.0), atol=1e-6)
+    assert not torch.allclose(attended(), attended(scale=-300.0), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ModernBertDecoderModel", "ModernVBertModel"])
+@torch.no_grad()
+def test_the_half_that_passes_the_activation(name: str) -> None:
+    model, batch = build(name)
+    block = (model.text_model if name == "ModernVBertModel" else model).layers[0].mlp
+    stack = "encoder" if name == "ModernVBertModel" else "decoder"
+    halves = {
+        site.role: rows(model, site)
+        for site in sites(model, REGISTRY)
+        if (site.stack, site.layer) == (stack, 0) and site.slice
+    }
+    calls = record(block)
+    model(**batch)
+    x = calls[0][0][0]
+    made = block.Wo(block.act(x @ halves["mlp.gate"].T) * (x @ halves["mlp.up"].T))
+    assert torch.allclose(made, calls[0][2], atol=1e-5)

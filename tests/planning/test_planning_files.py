@@ -13,6 +13,7 @@ from typing import Any
 import families_core
 import families_experts
 import families_hybrids
+import families_kin
 import families_unusual
 import pytest
 import torch
@@ -29,7 +30,7 @@ REGISTRY = load_registry()
 _SHARES_LAYERS = ("zamba", "zamba2")
 FAMILIES = tuple(
     item
-    for part in (families_core, families_experts, families_hybrids, families_unusual)
+    for part in (families_core, families_experts, families_hybrids, families_kin, families_unusual)
     for item in part.FAMILIES
     if item.kind not in _SHARES_LAYERS
 )
