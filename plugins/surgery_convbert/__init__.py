@@ -2,6 +2,7 @@
 
 from surgery import Architecture, hookimpl
 
+_OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 _BODY = {
     "embedding.token": "embeddings.word_embeddings",
     "embedding.position": "embeddings.position_embeddings",
@@ -35,6 +36,7 @@ CONVBERT = Architecture(
     },
     ties={"generator_lm_head.weight": "convbert.embeddings.word_embeddings.weight"},
     plain=_CONVOLUTION,
+    files=_OLD_NAMES,
 )
 
 NYSTROMFORMER = Architecture(
@@ -53,6 +55,7 @@ NYSTROMFORMER = Architecture(
         "cls.predictions.decoder.bias": "cls.predictions.bias",
     },
     plain=("*.attention.self.conv",),  # over the values of each head
+    files=_OLD_NAMES,
 )
 
 

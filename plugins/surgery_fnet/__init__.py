@@ -2,6 +2,7 @@
 
 from surgery import Architecture, hookimpl
 
+_OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 FNET = Architecture(
     types=("fnet",),
     base="fnet",
@@ -28,6 +29,7 @@ FNET = Architecture(
         "cls.predictions.decoder.weight": "fnet.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",
     },
+    files=_OLD_NAMES,
 )
 
 

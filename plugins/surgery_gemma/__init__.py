@@ -18,6 +18,14 @@ _LAYER = {
     "norm.mlp.post": "*.post_feedforward_layernorm",
 }
 
+_OLD_NAMES = {
+    "lm_head": "^language_model.lm_head",
+    "model.language_model": "^language_model.model",
+    "vision_tower": "vision_tower.vision_model",
+    "model.vision_tower": "^vision_tower",
+    "model.multi_modal_projector": "^multi_modal_projector",
+}
+
 GEMMA = Architecture(
     types=("gemma2", "gemma3_text"),
     base="model",
@@ -47,6 +55,7 @@ GEMMA3 = Architecture(
     },
     heads={"head.lm": "lm_head", "head.classifier": "score"},
     ties={"lm_head.weight": "model.language_model.embed_tokens.weight"},
+    files=_OLD_NAMES,
 )
 
 

@@ -2,6 +2,8 @@
 
 from surgery import Architecture, hookimpl
 
+_OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+
 
 def _both(path: str) -> dict[str, tuple[str, ...]]:
     return {f"attention.{role}": (f"{path}.{role}", f"{path}.{role}_global") for role in ("query", "key", "value")}
@@ -36,6 +38,7 @@ LONGFORMER = Architecture(
         "lm_head.decoder.weight": "longformer.embeddings.word_embeddings.weight",
         "lm_head.decoder.bias": "lm_head.bias",
     },
+    files=_OLD_NAMES,
 )
 
 LED = Architecture(

@@ -2,7 +2,13 @@
 
 from surgery import Architecture, hookimpl
 
+_OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 _TABLES = ("embeddings", "entity_embeddings")
+
+_TIES = {
+    "entity_predictions.decoder.weight": "luke.entity_embeddings.entity_embeddings.weight",
+    "lm_head.bias": "lm_head.decoder.bias",
+}
 
 LUKE = Architecture(
     types=("luke",),
@@ -29,10 +35,8 @@ LUKE = Architecture(
         "head.lm": ("lm_head.decoder", "lm_head", "entity_predictions.decoder", "entity_predictions"),
         "head.classifier": ("classifier", "qa_outputs"),
     },
-    ties={
-        "entity_predictions.decoder.weight": "luke.entity_embeddings.entity_embeddings.weight",
-        "lm_head.bias": "lm_head.decoder.bias",
-    },
+    ties=_TIES,
+    files=_OLD_NAMES,
 )
 
 

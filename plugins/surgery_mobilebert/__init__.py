@@ -2,7 +2,13 @@
 
 from surgery import Architecture, hookimpl
 
+_OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 _NARROWING = ("*.bottleneck.input", "*.bottleneck.attention", "*.output.bottleneck")
+
+_TIES = {
+    "cls.predictions.decoder.weight": "mobilebert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
 
 MOBILEBERT = Architecture(
     types=("mobilebert",),
@@ -27,12 +33,10 @@ MOBILEBERT = Architecture(
         "head.lm": ("cls.predictions.decoder", "cls.predictions.dense", "cls.predictions"),
         "head.classifier": ("classifier", "qa_outputs", "cls.seq_relationship"),
     },
-    ties={
-        "cls.predictions.decoder.weight": "mobilebert.embeddings.word_embeddings.weight",
-        "cls.predictions.decoder.bias": "cls.predictions.bias",
-    },
+    ties=_TIES,
     uncalled=("cls.predictions.decoder", "cls.predictions.dense"),
     plain=tuple(f"{path}.{name}" for path in _NARROWING for name in ("dense", "LayerNorm")),
+    files=_OLD_NAMES,
 )
 
 

@@ -2,6 +2,7 @@
 
 from surgery import Architecture, hookimpl
 
+_OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 SQUEEZEBERT = Architecture(
     types=("squeezebert",),
     base="transformer",
@@ -29,6 +30,7 @@ SQUEEZEBERT = Architecture(
         "cls.predictions.decoder.weight": "transformer.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",
     },
+    files=_OLD_NAMES,
 )
 
 

@@ -275,6 +275,18 @@ def test_xlnet_projections_are_raw_parameters() -> None:
     assert not torch.allclose(attended(), attended(scale=-300.0), atol=1e-4)
 
 
+@torch.no_grad()
+def test_mlp_of_moshi() -> None:
+    model, batch = build("MoshiModel")
+    block = model.layers[0].mlp
+    halves = weights(model, "mlp")
+    calls = record(block)
+    model(**batch)
+    x = calls[0][0][0]
+    made = (F.silu(x @ halves["gate"].T) * (x @ halves["up"].T)) @ halves["down"].T
+    assert torch.allclose(made, calls[0][2], atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["ModernBertDecoderModel", "ModernVBertModel"])
 @torch.no_grad()
 def test_the_half_that_passes_the_activation(name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -11,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import families_core
+import families_decoders
 import families_experts
 import families_hybrids
 import families_kin
 import families_unusual
 import pytest
 import torch
+from families import FAMILIES as ALL
 from families import Family, build
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from surgery import Architecture, When, load_registry, sites
@@ -51,6 +55,52 @@ def test_a_folder_tells_the_sites_of_the_model(item: Family, tmp_path: Path) -> 
     assert told(tmp_path / "original") == live
     model.save_pretrained(tmp_path / "fused", save_original_format=False)
     assert told(tmp_path / "fused") == live
+
+
+RENAMED = tuple(
+    item
+    for item in families_decoders.FAMILIES
+    # A bare Gemma 3 is stored under the names of one with a head.
+    if item.kind in ("gpt_neox", "gemma3") and item.cls != "Gemma3Model"
+)
+
+
+@pytest.mark.parametrize("item", RENAMED, ids=str)
+def test_older_names_of_modules(item: Family, tmp_path: Path) -> None:
+    test_a_folder_tells_the_sites_of_the_model(item, tmp_path)
+
+
+def test_the_first_names_of_gemma_3(tmp_path: Path) -> None:
+    model, _ = build("Gemma3ForConditionalGeneration")
+    model.save_pretrained(tmp_path, save_original_format=False)
+    old = {"model.language_model": "language_model.model", "model.vision_tower": "vision_tower.vision_model"}
+    rename(tmp_path, {**old, "model.multi_modal_projector": "multi_modal_projector"})
+    assert not any(name.startswith("model.") for name in read_checkpoint_headers(tmp_path))
+    assert told(tmp_path) == told(model)
+
+
+def rename(folder: Path, names: Mapping[str, str]) -> None:
+    """Write a checkpoint again under other names of its tensors."""
+    tensors = load_file(folder / "model.safetensors")
+    for new, old in names.items():
+        tensors = {
+            re.sub(rf"(^|\.){re.escape(new)}(?=$|\.)", rf"\g<1>{old}", name): tensor for name, tensor in tensors.items()
+        }
+    save_file(tensors, folder / "model.safetensors")
+
+
+LEGACY = ("bert", "electra", "roberta", "xlm-roberta", "albert", "mpnet", "deberta", "deberta-v2", "longformer", "luke",
+          "mobilebert", "convbert", "nystromformer", "fnet", "squeezebert")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LEGACY)
+def test_gamma_and_beta(kind: str, tmp_path: Path) -> None:
+    """What weights and biases of layer norms were called in the first files of BERT and its kin."""
+    model, _ = build(next(item for item in ALL if item.kind == kind and item.cls.endswith("ForMaskedLM")))
+    model.save_pretrained(tmp_path)
+    rename(tmp_path, {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"})
+    assert any(name.endswith("LayerNorm.gamma") for name in read_checkpoint_headers(tmp_path))
+    assert told(tmp_path) == told(model)
 
 
 EXPERTS = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "jamba")
