@@ -1,6 +1,6 @@
 """Gemma 2 and 3: norms on both sides of attention and MLP. Gemma 3 may have a vision tower beside the text model."""
 
-from surgery import Architecture, hookimpl
+from surgery import Architecture, When, hookimpl
 
 _LAYER = {
     "norm.attention.pre": "*.input_layernorm",
@@ -18,12 +18,12 @@ _LAYER = {
     "norm.mlp.post": "*.post_feedforward_layernorm",
 }
 
-_OLD_NAMES = {
+_OLD_NAMES: dict[str, str | When] = {
     "lm_head": "^language_model.lm_head",
-    "model.language_model": "^language_model.model",
     "vision_tower": "vision_tower.vision_model",
-    "model.vision_tower": "^vision_tower",
-    "model.multi_modal_projector": "^multi_modal_projector",
+    "model.vision_tower": When("^vision_tower", beside="^language_model.model"),
+    "model.multi_modal_projector": When("^multi_modal_projector", beside="^language_model.model"),
+    "model.language_model": "^language_model.model",
 }
 
 GEMMA = Architecture(

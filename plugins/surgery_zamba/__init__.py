@@ -3,7 +3,8 @@
 from surgery import Architecture, Slice, When, hookimpl
 
 _RANK = {"mamba_d_state": 16, "mamba_dt_rank": "auto", "auto": "(hidden_size + 15) // 16", "hidden_size": 3712}
-_WIDTHS = {"hidden_size": 2560, "mamba_expand": 2, "mamba_d_state": 64, "mamba_ngroups": 1, "n_mamba_heads": 8}
+_WIDTHS = {"hidden_size": 2560, "mamba_expand": 2, "mamba_d_state": 64, "mamba_ngroups": 1, "n_mamba_heads": 8,
+           "num_mem_blocks": 1}  # fmt: skip
 _WIDTH, _STATE = "mamba_expand * hidden_size", "mamba_ngroups * mamba_d_state"
 _MIXERS = ("*.mamba", "*.mamba_decoder.mamba")
 
@@ -62,6 +63,7 @@ ZAMBA = Architecture(
     ties={"lm_head.weight": "model.embed_tokens.weight"},
     plain=_PLAIN,
     defaults=_RANK,
+    shared={"layers.*.shared_transf": ("layers.*.linear", 1)},
 )
 
 ZAMBA_2 = Architecture(
@@ -91,6 +93,7 @@ ZAMBA_2 = Architecture(
     uncalled=_each("out_proj"),  # by a fused kernel in training
     plain=(*_PLAIN, *_ADAPTERS),
     defaults=_WIDTHS,
+    shared={"layers.*.shared_transformer": ("layers.*.linear", "num_mem_blocks")},
 )
 
 

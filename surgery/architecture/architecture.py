@@ -86,7 +86,11 @@ class Architecture:
             parts; the rest of a name stays as it is, and a `^` before the first part means the beginning of a name.
             They are applied in order. A tuple of names is put together along the first axis; `*` stands for a
             number, and tensors that differ in that number only are stacked first, as experts are:
-            `{"experts.gate_up_proj": ("experts.*.gate_proj.weight", "experts.*.up_proj.weight")}`.
+            `{"experts.gate_up_proj": ("experts.*.gate_proj.weight", "experts.*.up_proj.weight")}`. With
+            `When(name, beside=other)` a name is renamed only in files that have another, written in the same way.
+        shared: module that several layers share -> (what those layers have beside it, how many there are in turn), for
+            files that store it once: `{"layers.*.shared": ("layers.*.linear", 1)}`. Names are written as in `files`.
+            Live models tell this themselves.
         ignored: names, written as in `files`, of tensors in files that are no parameters of the model: buffers, and
             what it does not read.
     """
@@ -103,7 +107,8 @@ class Architecture:
     plain: tuple[str | Slice | When, ...] = ()
     open: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    files: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    files: Mapping[str, str | tuple[str, ...] | When] = field(default_factory=dict)
+    shared: Mapping[str, tuple[str, Count]] = field(default_factory=dict)
     ignored: tuple[str | When, ...] = ()
 
     def __post_init__(self) -> None:

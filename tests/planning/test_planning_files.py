@@ -30,13 +30,10 @@ from surgery.planning.checkpoint import inventory_of_checkpoint
 from surgery.planning.headers import read_checkpoint_headers
 
 REGISTRY = load_registry()
-# Files leave out all but one of the places of Zamba's shared layers; which these are the settings say, and no data can.
-_SHARES_LAYERS = ("zamba", "zamba2")
 FAMILIES = tuple(
     item
     for part in (families_core, families_experts, families_hybrids, families_kin, families_unusual)
     for item in part.FAMILIES
-    if item.kind not in _SHARES_LAYERS
 )
 
 
@@ -251,6 +248,25 @@ def test_what_does_not_go_together_is_an_error(
 @pytest.mark.parametrize("number", ["01", "-1", "x", "", "1234567890", "\u0661"])
 def test_what_is_no_number_is_not_stacked(number: str, tmp_path: Path) -> None:
     assert set(names(write(tmp_path, {f"experts.{number}.down": (2,)}), files=FILES)) == {f"experts.{number}.down"}
+
+
+def test_a_name_is_changed_only_beside_another(tmp_path: Path) -> None:
+    files = {"model.tower": When("^tower", beside="^old.model"), "model.text": "^old.model"}
+    old = write(tmp_path / "old", {"tower.w": (1,), "old.model.w": (1,)})
+    assert set(names(old, files=files)) == {"model.tower.w", "model.text.w"}
+    assert set(names(write(tmp_path / "new", {"tower.w": (1,), "text.w": (1,)}), files=files)) == {"tower.w", "text.w"}
+
+
+@pytest.mark.parametrize(("count", "owners"), [(1, [1, 1, 1]), (2, [1, 3, 1]), ("blocks", [1, 3, 1]), (3, [1, 3, 6])])
+def test_modules_that_layers_share_are_stored_once(count: Any, owners: list[int], tmp_path: Path) -> None:
+    tensors = {f"model.layers.{layer}.linear.w": (2,) for layer in (6, 1, 3)} | {"model.layers.0.mamba.w": (2,)}
+    folder = write(tmp_path, tensors | {f"model.layers.{owner}.shared.q": (owner, 4) for owner in owners})
+    architecture = Architecture(("x",), "", {}, {}, shared={"layers.*.shared": ("layers.*.linear", count)})
+    found = inventory_of_checkpoint(folder, architecture, {"blocks": 2})
+    shapes = {entry.name: entry.shape for entry in found.entries if ".shared." in entry.name}
+    assert shapes == {f"model.layers.{n}.shared.q": (owner, 4) for n, owner in zip((1, 3, 6), owners, strict=True)}
+    canonical = {name: found.canonical(name) for name in shapes}
+    assert canonical == {name: f"model.layers.{shape[0]}.shared.q" for name, shape in shapes.items()}
 
 
 def test_buffers_and_layers_that_the_model_does_not_read(tmp_path: Path) -> None:
