@@ -121,6 +121,12 @@ class Architecture:
             if role not in ROLES:
                 raise PluginError(f"unknown role {role!r}", where, nearest(role, ROLES))
             _check_place(path, f"{where}, {role}")
+        for path, (beside, count) in self.shared.items():
+            if path.split(".").count("*") != 1 or beside.split(".").count("*") != 1:
+                raise PluginError(
+                    f"{path!r} or {beside!r} is not of one layer", f"{where}, shared", '"layers.*.shared"'
+                )
+            check_count(count, where)
         for place in self.plain:
             _check_place(place.path if isinstance(place, When) else place, f"{where}, plain")
 

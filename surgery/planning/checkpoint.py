@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.architecture import Architecture, When
-from surgery.architecture.counts import count_of, setting
+from surgery.architecture.counts import UnknownSettingError, count_of, setting
 from surgery.errors import CheckpointError
 from surgery.planning.headers import TensorHeader, read_checkpoint_headers
 from surgery.planning.inventory import Inventory, ParameterEntry
@@ -55,18 +55,25 @@ def _shared(
     names: Mapping[str, ParameterEntry], architecture: Architecture, settings: Mapping[str, Any]
 ) -> Iterator[tuple[str, str]]:
     """Yield (name that was left out, name in the file) of modules that several layers share."""
+    made = 0
     for path, (beside, count) in architecture.shared.items():
-        marks = [match for match in map(_pattern(beside).search, names) if match]
-        layers = sorted({int(match[1]) for match in marks})
-        start = marks[0].string[: marks[0].start()] if marks else ""
-        several = count_of(count, settings, architecture.defaults)
+        layers = sorted({int(match[1]) for match in map(_pattern(beside).search, names) if match})
+        stored: dict[int, list[re.Match[str]]] = defaultdict(list)
+        for match in filter(None, map(_pattern(path).search, names)):
+            stored[int(match[1])].append(match)
+        try:
+            several = max(1, count_of(count, settings, architecture.defaults))
+        except UnknownSettingError as error:
+            what = f"the configuration does not say {error.name!r}, how many modules the layers share"
+            raise CheckpointError(what, "config.json", "complete it, or plan from the model itself") from None
         for position, layer in enumerate(layers):
-            owner = layers[position % several] if several > 0 else layer
-            stored = f"{start}{path.replace('*', str(owner))}."
-            for name in names if owner != layer else ():
-                alias = f"{start}{path.replace('*', str(layer))}.{name.removeprefix(stored)}"
-                if name.startswith(stored) and alias not in names:
-                    yield alias, name
+            for match in stored[layers[position % several]]:
+                alias = f"{match.string[: match.start(1)]}{layer}{match.string[match.end(1) :]}"
+                made += 1
+                if made > _MOST_TENSORS:
+                    raise CheckpointError(f"layers that share modules have more than {_MOST_TENSORS:,} tensors")
+                if alias not in names:
+                    yield alias, match.string
 
 
 def _refuse_hostile(names: Collection[str], folder: Path) -> None:

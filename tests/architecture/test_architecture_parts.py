@@ -315,3 +315,6 @@ def test_a_role_and_none_at_once_are_a_mistake() -> None:
             sites_of(Inventory("x", "", "model", (entry,)), made)
     with pytest.raises(PluginError, match="star inside a name"):
         Architecture(("x",), "", {}, {}, plain=("*.q*",))
+    for path, beside in (("shared", "layers.*.a"), ("layers.*.shared", "a"), ("layers.*.b.*.shared", "layers.*.a")):
+        with pytest.raises(PluginError, match="not of one layer"):
+            Architecture(("x",), "", {}, {}, shared={path: (beside, 1)})

@@ -269,6 +269,16 @@ def test_modules_that_layers_share_are_stored_once(count: Any, owners: list[int]
     assert canonical == {name: f"model.layers.{shape[0]}.shared.q" for name, shape in shapes.items()}
 
 
+def test_what_layers_share_is_bounded(tmp_path: Path) -> None:
+    tensors = {f"layers.{layer}.linear.w": (1,) for layer in range(600)}
+    folder = write(tmp_path, tensors | {f"layers.0.shared.{part}.w": (1,) for part in range(600)})
+    architecture = Architecture(("x",), "", {}, {}, shared={"layers.*.shared": ("layers.*.linear", "blocks")})
+    with pytest.raises(CheckpointError, match="more than 250,000 tensors"):
+        inventory_of_checkpoint(folder, architecture, {"blocks": 1})
+    with pytest.raises(CheckpointError, match="does not say 'blocks'"):
+        inventory_of_checkpoint(folder, architecture, {"blocks": True})
+
+
 def test_buffers_and_layers_that_the_model_does_not_read(tmp_path: Path) -> None:
     folder = write(tmp_path, {"layers.0.w": (1,), "layers.1.w": (1,), "layers.10.w": (1,), "layers.0.bias": (1,)})
     options = {"ignored": ("layers.*.bias", When("^layers.1", {"num_layers": 1}))}
