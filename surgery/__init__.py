@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from surgery.adapter import Adapter as Adapter
     from surgery.adapter import AdapterType as AdapterType
+    from surgery.adapter.factors import Factors as Factors
     from surgery.adapter.parts import add_update as add_update
     from surgery.adapter.parts import spread_parts as spread_parts
     from surgery.adapter.replacement import ReplacementAdapter as ReplacementAdapter
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from surgery.registry import Registry as Registry
     from surgery.registry import Rows as Rows
     from surgery.registry import TaskType as TaskType
+    from surgery.registry import Twin as Twin
+    from surgery.registry import Twins as Twins
     from surgery.registry import hookimpl as hookimpl
     from surgery.registry import load_registry as load_registry
     from surgery.registry import load_spec as load_spec
@@ -50,6 +53,7 @@ _DOOR = {
     "Architecture": "surgery.architecture",
     "DataSource": "surgery.registry",
     "Edit": "surgery.planning",
+    "Factors": "surgery.adapter.factors",
     "MergeRecord": "surgery.operation",
     "ModelSource": "surgery.registry",
     "Operation": "surgery.operation",
@@ -66,6 +70,8 @@ _DOOR = {
     "SpecError": "surgery.errors",
     "SurgeryError": "surgery.errors",
     "TaskType": "surgery.registry",
+    "Twin": "surgery.registry",
+    "Twins": "surgery.registry",
     "When": "surgery.architecture",
     "add_update": "surgery.adapter.parts",
     "compare": "surgery.report:compare_and_report",

@@ -19,6 +19,7 @@ class BiasOnly(AdapterType[Options]):
     name = "bias-only"
     summary = "BitFit: train the biases that exist, and nothing else"
     joins_parts = True
+    takes_routers = True
 
     def claims(self, site: Site) -> bool:
         # A weight of experts has a bias for each of them: (experts, fan_out).

@@ -19,6 +19,7 @@ class Full(AdapterType[Options]):
     name = "full"
     summary = "full tuning: every number of the matched parameters, the baseline of comparisons"
     joins_parts = True
+    takes_routers = True
 
     def claims(self, site: Site) -> bool:
         return True

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from surgery import Adapter, Site, add_update, spread_parts
+from surgery import Adapter, Factors, Site, add_update, spread_parts
 
 if TYPE_CHECKING:
     from surgery_lora import LoraOptions
@@ -35,11 +35,12 @@ class LoraAdapter(Adapter):
         self.scale, self.dropout = options.scale, options.dropout
 
     def fold(self, parameter: str, weight: torch.Tensor, pristine: torch.Tensor) -> torch.Tensor:
-        if parameter == "bias":
-            assert self.bias is not None
+        if parameter == "bias" and self.bias is not None:
             return weight + self.scale * self.bias.to(weight.dtype)
-        wide = torch.promote_types(weight.dtype, self.A.dtype)
-        return weight + self.scale * (self.B.to(wide) @ self.A.to(wide))
+        return self.factors(parameter).fold(weight)
+
+    def factors(self, parameter: str) -> Factors:
+        return Factors(self.A, self.B, self.scale, self.dropout)
 
     @classmethod
     def activate(cls, group: Sequence[Self], inputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from transformers import AutoConfig, PretrainedConfig
 from surgery import read_config
 from surgery.errors import CheckpointError, nearest
 
-__all__ = ["meta_model"]
+__all__ = ["check_size", "meta_model"]
 
 _MOST_LAYERS = 10_000
 _MOST_LABELS = 1_000_000
@@ -45,7 +45,7 @@ def meta_model(config_or_folder: Any, auto_class: str | None = None) -> torch.nn
     # torch.device("meta") keeps tied weights tied, which accelerate's init_empty_weights does not.
     with torch.device("meta"):
         try:
-            _check_size(config.to_dict(), _where(config_or_folder))
+            check_size(config.to_dict(), _where(config_or_folder))
             return cast("torch.nn.Module", _builder(config, auto_class)(config))
         except (MemoryError, CheckpointError):
             raise
@@ -69,7 +69,7 @@ def _config(config_or_folder: Any) -> PretrainedConfig:
         if path.is_dir():
             raw = read_config(path)
         # Before transformers reads it: it makes a name for every label that is only counted.
-        _check_size(raw, where)
+        check_size(raw, where)
         name = str(path) if path.exists() else config_or_folder
         return cast("PretrainedConfig", AutoConfig.from_pretrained(name, trust_remote_code=False))
     except (MemoryError, CheckpointError):
@@ -88,7 +88,7 @@ def _config(config_or_folder: Any) -> PretrainedConfig:
         ) from error
 
 
-def _check_size(settings: Mapping[str, Any], where: str) -> None:
+def check_size(settings: Mapping[str, Any], where: str) -> None:
     """Refuse what would be built for minutes: layers and labels cost time for each one, on the meta device too."""
     waiting: list[Mapping[str, Any]] = [settings]
     while waiting:

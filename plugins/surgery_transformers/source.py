@@ -11,6 +11,8 @@ from surgery import ModelSource
 if TYPE_CHECKING:
     import torch
 
+    from surgery import Twins
+
 __all__ = ["TransformersSource"]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -35,3 +37,8 @@ class TransformersSource(ModelSource):
         from surgery_transformers.skeleton import meta_model
 
         return meta_model(ref_or_config, auto_class)
+
+    def twins(self, config: Any, class_name: str) -> Twins | None:
+        from surgery_transformers.twins import twins_of
+
+        return twins_of(config, class_name)

@@ -27,12 +27,15 @@ class AdapterType(ABC, Generic[OptionsT]):
         summary: one line for `surgery plugins`.
         options: the Pydantic model of the keys that may stand beside `adapter:` in a rule.
         joins_parts: whether the parts of a fused parameter are adapted as one where a rule wins them all.
+        takes_routers: whether a wide rule gives it the routers of experts, too. Else a rule must name them: a change of
+            the routing is not what someone means who adapts "all linear weights".
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     options: ClassVar[type[Options]] = Options
     joins_parts: ClassVar[bool] = False
+    takes_routers: ClassVar[bool] = False
 
     @abstractmethod
     def claims(self, site: Site) -> bool:

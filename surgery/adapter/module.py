@@ -9,6 +9,7 @@ from typing import ClassVar, Self
 import torch
 from torch import nn
 
+from surgery.adapter.factors import Factors
 from surgery.architecture import Site
 
 __all__ = ["Adapter"]
@@ -19,7 +20,7 @@ class Adapter(nn.Module, ABC):
 
     `fold` alone is enough: while the adapter is active the host computes with the folded parameter. An adapter that
     can act on the host's output more cheaply also sets `activates` and implements `activate`; both must mean the
-    same function.
+    same function. One that `factors` can describe is spared the folding of whole weights of experts.
 
     Attributes:
         activates: whether `activate` is implemented. It is used for hosts whose forward is known (`nn.Linear`,
@@ -49,6 +50,17 @@ class Adapter(nn.Module, ABC):
                 object `pristine` when nothing was folded before. In a merge it is float64.
             pristine: the base's value, same shape and dtype as `weight`.
         """
+
+    def factors(self, parameter: str) -> Factors | None:
+        """Return what `fold(parameter, ...)` does as small factors, or None where it cannot be said so.
+
+        A 3-D weight of experts is then never folded in a forward: each expert's product gets the factors' products
+        beside it. `fold` must mean the same, dropout apart; `Factors.fold` computes it.
+
+        Args:
+            parameter: local name of the parameter, as for `fold`.
+        """
+        return None
 
     @classmethod
     def activate(cls, group: Sequence[Self], inputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor:

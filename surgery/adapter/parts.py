@@ -31,12 +31,12 @@ def add_update(
 
 
 def spread_parts(parts: Sequence[tuple[Site, torch.Tensor]], features: int) -> torch.Tensor:
-    """Return a (features, sum of k) matrix: each part's (fan_out, k) matrix at its site's rows, zero elsewhere.
+    """Return a (..., features, sum of k) matrix: each part's (..., fan_out, k) one at its site's rows, else zero.
 
     Parts of one fused weight are then applied as one product, whose other features get nothing.
 
     Args:
-        parts: sites of one host with their matrices.
+        parts: sites of one host with their matrices, or stacks of matrices.
         features: all output features of the host.
     """
     columns = []
@@ -47,5 +47,9 @@ def spread_parts(parts: Sequence[tuple[Site, torch.Tensor]], features: int) -> t
             columns.append(torch.nn.functional.pad(matrix, (0, 0, span[0], features - span[0] - span[1])))
         else:
             index = torch.tensor(site.slice.indices(), device=matrix.device)
-            columns.append(matrix.new_zeros(features, matrix.shape[1]).index_copy(0, index, matrix))
-    return columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
+            columns.append(_zeros(matrix, features).index_copy(-2, index, matrix))
+    return columns[0] if len(columns) == 1 else torch.cat(columns, dim=-1)
+
+
+def _zeros(matrix: torch.Tensor, features: int) -> torch.Tensor:
+    return matrix.new_zeros(*matrix.shape[:-2], features, matrix.shape[-1])

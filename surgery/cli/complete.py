@@ -1,10 +1,10 @@
-"""Tab completion: spec files and plugin names."""
+"""Tab completion: spec files, plugin names, and modules of plugins."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["plugin_names", "spec_files"]
+__all__ = ["plugin_modules", "plugin_names", "spec_files"]
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 _MOST = 500
@@ -30,6 +30,21 @@ def plugin_names(incomplete: str) -> list[str]:
     from importlib.metadata import entry_points
 
     return sorted({entry.name for entry in entry_points(group="surgery") if entry.name.startswith(incomplete)})
+
+
+def plugin_modules(incomplete: str) -> list[str]:
+    """Return modules of installed plugins and Python files here that begin with `incomplete`, without importing one."""
+    from importlib.metadata import entry_points
+
+    modules = {entry.value.partition(":")[0] for entry in entry_points(group="surgery")}
+    folder, _, start = incomplete.rpartition("/")
+    prefix = f"{folder}/" if folder or incomplete.startswith("/") else ""
+    files = [
+        f"{prefix}{path.name}"
+        for path in _entries(Path(prefix or "."))
+        if path.name.startswith(start) and (path.suffix == ".py" or (path / "__init__.py").is_file())
+    ]
+    return sorted(name for name in modules if name.startswith(incomplete)) + files
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from surgery.cli import architecture, check, compare, inspect, plan, plugins, report, schema, train
+from surgery.cli import architecture, architecture_check, check, compare, inspect, plan, plugins, report, schema, train
 from surgery.cli.command import as_command, as_root
 from surgery.cli.usage import Program
 
@@ -72,6 +72,9 @@ _architecture = typer.Typer(
 )
 _architecture.command("draft", short_help="Begin a plugin that describes a model.", epilog=architecture.EXAMPLES)(
     as_command(architecture.draft)
+)
+_architecture.command("check", short_help="Is what a plugin says of models true?", epilog=architecture_check.EXAMPLES)(
+    as_command(architecture_check.check)
 )
 app.add_typer(_architecture, name="architecture")
 

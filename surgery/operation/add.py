@@ -16,6 +16,7 @@ from surgery.operation.body import Body
 from surgery.operation.guard import refuse_unfit
 from surgery.operation.ledger import Ledger
 from surgery.operation.slot import Member, Owner, Slot
+from surgery.operation.untie import governing, keep_ties
 from surgery.planning import Plan
 from surgery.planning.live import STATE_CHILD
 from surgery.registry import Registry
@@ -42,6 +43,8 @@ def add_plan(body: Body, plan: Plan, name: str, registry: Registry, *, is_first:
     with body.ledger.all_or_nothing():
         if is_first:
             _freeze(modules, body.ledger)
+        _loosen(body, plan, modules)
+        keep_ties(plan, modules, body.ledger)
         _attach(body, plan, name, built, modules)
 
 
@@ -51,6 +54,23 @@ def remove_name(body: Body, name: str) -> None:
     undo = Ledger()
     with undo.all_or_nothing():
         _detach(body, name, undo)
+
+
+def _loosen(body: Body, plan: Plan, modules: Mapping[str, nn.Module]) -> None:
+    """Configurations must not say that a name is tied which is cut."""
+    before, loosened = body.loosened, governing(plan, modules)
+
+    def say() -> None:
+        body.loosened = (*before, *loosened)
+        for one in loosened:
+            one.say()
+
+    def unsay() -> None:
+        for one in loosened:
+            one.unsay()
+        body.loosened = before
+
+    body.ledger.act(say, unsay)
 
 
 def _freeze(modules: Mapping[str, nn.Module], ledger: Ledger) -> None:

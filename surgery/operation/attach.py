@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ from surgery.operation.blame import ORIGIN
 from surgery.operation.fold import canonical_view
 from surgery.operation.host import HostState, host_class_of, operated_class
 from surgery.operation.ledger import Ledger
+from surgery.operation.reads import read_past_modules
 from surgery.planning import Edit, Plan
 from surgery.planning.live import STATE_CHILD
 from surgery.registry import Registry
@@ -55,10 +56,11 @@ def build_adapters(plan: Plan, modules: Mapping[str, nn.Module], registry: Regis
     """
     built = []
     generator = torch.Generator()
+    read = read_past_modules(modules)
     with _alike_everywhere():
         for edit in plan.edits:
             generator.manual_seed(site_seed(plan.spec.seed, edit.site.key))
-            built.append(_build(edit, modules[edit.site.path], generator, registry))
+            built.append(_build(edit, modules[edit.site.path], generator, registry, read))
     return built
 
 
@@ -99,7 +101,9 @@ class _Copies(Mapping[str, torch.Tensor]):
         return len(self._sites)
 
 
-def _build(edit: Edit, host: nn.Module, generator: torch.Generator, registry: Registry) -> Built:
+def _build(
+    edit: Edit, host: nn.Module, generator: torch.Generator, registry: Registry, read: Collection[tuple[int, str]]
+) -> Built:
     kind = registry.adapter(edit.adapter)
     pristine = _Copies(host, edit.sites)
     try:
@@ -122,7 +126,9 @@ def _build(edit: Edit, host: nn.Module, generator: torch.Generator, registry: Re
     if not host.training:
         adapter.eval()
     knows_forward = edit.site.host in _KNOWN_FORWARDS and _is_exact(host) and edit.site.parameter == "weight"
-    return Built(edit, adapter, not (type(adapter).activates and knows_forward and edit.tied != "share"))
+    # What is read without a call never sees the output, and what is tied has other readers.
+    is_read = edit.tied == "share" or any((id(host), site.parameter) in read for site in edit.sites)
+    return Built(edit, adapter, not (type(adapter).activates and knows_forward and not is_read))
 
 
 def _check_activate(cls: type[Adapter], edit: Edit, registry: Registry) -> None:

@@ -17,6 +17,7 @@ from surgery.operation.ledger import Ledger
 from surgery.operation.merge import MergeRecord, merged_value
 from surgery.operation.originals import Keeper, Original
 from surgery.operation.slot import Owner, Slot
+from surgery.operation.untie import Loosened
 from surgery.planning import Edit, Plan
 from surgery.planning.live import STATE_CHILD
 
@@ -50,6 +51,7 @@ class Body:
         acting: module path -> adapter name -> groups that act on the host's output, whether active or not.
         merged: adapters folded into the live weights.
         disabled: adapters that are switched off.
+        loosened: configurations that say that nothing is tied, as they must of a cut model.
     """
 
     model: nn.Module
@@ -62,6 +64,7 @@ class Body:
     acting: dict[str, dict[str, Groups]] = field(default_factory=dict)
     merged: frozenset[str] = frozenset()
     disabled: frozenset[str] = frozenset()
+    loosened: tuple[Loosened, ...] = ()
 
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, nn.Parameter, Edit]]:
         """Yield (full name in the model, parameter, edit) for every trainable tensor of these adapters."""

@@ -13,6 +13,7 @@ from torch import nn
 from surgery.architecture import Site
 from surgery.errors import Problem, StateError
 from surgery.operation.host import is_operated
+from surgery.operation.untie import refuse_untying
 from surgery.planning import Plan
 from surgery.planning.live import STATE_CHILD, host_of
 
@@ -49,6 +50,7 @@ def refuse_unfit(plan: Plan, modules: Mapping[str, nn.Module], *, is_first: bool
     if not problems:
         names = _names(modules)
         problems = _contradictions(plan, modules, names) or _aliases(plan, modules, names)
+        problems += refuse_untying(plan, modules)
     if problems:
         raise StateError.of(problems[:20])
 
@@ -171,8 +173,9 @@ def _described(host: str, tied: Collection[str]) -> str:
 
 
 def _aliases(plan: Plan, modules: Mapping[str, nn.Module], names: _Names) -> list[Problem]:
-    """Two different Parameters over one memory: replacing one would silently cut it off the other."""
-    held = names.first
+    """Two different tensors over one memory: replacing one would silently cut it off the other."""
+    # A buffer over an edited parameter would keep the base's bits after a merge.
+    held: dict[int, tuple[torch.Tensor, str, str]] = {**names.first, **_buffers(modules)}
     starts = sorted((held[key][0].data_ptr(), key) for key in held)
     # A tensor without memory, on the meta device for one, starts at 0.
     ends = [start + _reach(held[key][0]) if start else 0 for start, key in starts]
@@ -189,10 +192,20 @@ def _aliases(plan: Plan, modules: Mapping[str, nn.Module], names: _Names) -> lis
     furthest = (0, 0, False, "", "")
     for span in spans:
         if span[0] < furthest[1] and (span[2] or furthest[2]):
-            what = f"the parameter shares memory with {furthest[3]}.{furthest[4]}, a different Parameter"
-            problems.append(Problem(what, f"{span[3]}.{span[4]}", "clone one of them first"))
+            what = f"the tensor shares memory with {_join(*furthest[3:])}, a different Parameter or buffer"
+            problems.append(Problem(what, _join(*span[3:]), "clone one of them first"))
         furthest = max(furthest, span, key=lambda item: item[1])
     return problems
+
+
+def _buffers(modules: Mapping[str, nn.Module]) -> dict[int, tuple[torch.Tensor, str, str]]:
+    """The buffers of a model by id, with one name of each. Where they overlap one another alone, nothing is wrong."""
+    return {
+        id(buffer): (buffer, path, local)
+        for path, module in modules.items()
+        for local, buffer in module._buffers.items()
+        if buffer is not None and buffer.layout == torch.strided
+    }
 
 
 def _reach(tensor: torch.Tensor) -> int:

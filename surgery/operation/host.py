@@ -11,6 +11,7 @@ from torch import nn
 from surgery.adapter import Adapter
 from surgery.errors import PluginError
 from surgery.operation.blame import failure, named
+from surgery.operation.factored import FactoredWeight, factored_chain
 from surgery.operation.fold import Link, fold_chain, refuse_writing
 from surgery.planning.live import STATE_CHILD
 
@@ -68,11 +69,10 @@ class HostState(nn.Module):
         pristine = self.pristine.get(parameter, base) if self.pristine else base
         if torch.compiler.is_compiling():
             return fold_chain(parameter, pristine, chain).to(base.dtype)
-        version = pristine._version
-        folded = fold_chain(parameter, pristine, chain)
-        if pristine._version != version:
-            refuse_writing(parameter, chain)
-        return folded if folded.dtype == base.dtype else folded.to(base.dtype)
+        factored = factored_chain(parameter, pristine, chain)
+        if factored is not None:
+            return FactoredWeight(pristine, factored, lambda: _folded(parameter, pristine, chain, base.dtype))
+        return _folded(parameter, pristine, chain, base.dtype)
 
     def apply_to(self, inputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """Return the host's output with every active activation adapter applied."""
@@ -105,6 +105,14 @@ class HostState(nn.Module):
         # host misses none. One that holds some of them must hold them all.
         self._optional_prefix: str | None = None if any(key.startswith(prefix) for key in state_dict) else prefix
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _folded(parameter: str, pristine: torch.Tensor, chain: tuple[Link, ...], dtype: torch.dtype) -> torch.Tensor:
+    version = pristine._version
+    folded = fold_chain(parameter, pristine, chain)
+    if pristine._version != version:
+        refuse_writing(parameter, chain)
+    return folded if folded.dtype == dtype else folded.to(dtype)
 
 
 def _refuse_output(group: tuple[Adapter, ...], output: object, shape: torch.Size) -> NoReturn:

@@ -239,7 +239,9 @@ class Operation:
     def finalize(self) -> nn.Module:
         """Merge everything for good and return the plain model: no adapter, no swapped class, originals let go.
 
-        Use it to hand the tuned model to code that knows nothing of surgery, `save_pretrained` included.
+        Use it to hand the tuned model to code that knows nothing of surgery, `save_pretrained` included. Where a name
+        was cut off its tie (`tied: untie`) the configuration says `tie_word_embeddings=False` from now on, and what
+        that setting ties besides becomes tensors of their own, as files of such a model must hold them.
         """
         self._must_be_open()
         self._body.check()
@@ -247,11 +249,15 @@ class Operation:
         if pending:
             self.merge(*pending, irreversible=True)
         cut = [(slot.live, slot.parameter) for slot in self._body.slots.values() if slot.is_cut]
+        loosened = self._body.loosened if cut else ()
         try:
             self._leave()
         finally:
             for parameter, original in cut:  # made frozen by the merge
                 parameter.requires_grad = original.requires_grad
+            for one in loosened:
+                one.say()
+                one.cut_the_rest(self.model)
         return self.model
 
     def __enter__(self) -> Self:

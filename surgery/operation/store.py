@@ -21,6 +21,7 @@ from surgery.errors import CheckpointError, PluginError, Problem, SurgeryError, 
 from surgery.operation.body import Body
 from surgery.operation.fingerprint import compare_fingerprints, fingerprint
 from surgery.operation.ledger import Ledger
+from surgery.operation.untie import FLAG
 from surgery.planning import Plan
 from surgery.planning.headers import read_header
 from surgery.planning.plan import INFERRED
@@ -32,6 +33,8 @@ __all__ = ["CONFIG_FILE", "TENSOR_FILE", "load_tensors", "read_config", "refuse_
 CONFIG_FILE = "adapter.json"
 TENSOR_FILE = "adapter.safetensors"
 _FORMAT = 1
+_CHANGES = "config_changes"
+"""Path of a module -> what its configuration says while the adapter is on: there where the adapter cuts ties."""
 _ARCHITECTURE = re.compile(r"(.+) \((.+)\)")
 """A plan's architecture as it is recorded: `bert (model-surgery 0.1.0)`."""
 _MAX_CONFIG = 64 * 1024 * 1024
@@ -67,6 +70,8 @@ def save_adapter(body: Body, registry: Registry, folder: Path, name: str, *, ove
         "architecture": plan.architecture,
         "base": fingerprint(body, name),
     }
+    if any(edit.tied == "untie" for edit in plan.edits) and body.loosened:
+        config[_CHANGES] = {one.path: {FLAG: False} for one in body.loosened}
     contiguous = {key: tensor.detach().to("cpu").contiguous() for key, tensor in sorted(tensors.items())}
     data = serialise(contiguous, metadata={"format": "pt"})
     config["tensors_sha256"] = hashlib.sha256(data).hexdigest()
@@ -210,6 +215,7 @@ def load_tensors(body: Body, folder: Path, name: str) -> None:
     config, _ = read_config(folder)
     refuse_other_plan(config, body.plans[name], folder)
     compare_fingerprints(config["base"], fingerprint(body, name), str(folder))
+    _refuse_other_changes(config.get(_CHANGES, {}), body, folder)
     targets = {_key(site, local): tensor for site, local, tensor in _tensors(body, name)}
     loaded = _read_tensors(folder / TENSOR_FILE, targets, config["tensors_sha256"])
     before = {key: target.detach().clone() for key, target in targets.items()}
@@ -222,6 +228,16 @@ def load_tensors(body: Body, folder: Path, name: str) -> None:
     undo = Ledger()
     with undo.all_or_nothing():
         undo.act(lambda: put(loaded), lambda: put(before))
+
+
+def _refuse_other_changes(saved: Mapping[str, Any], body: Body, folder: Path) -> None:
+    """The adapter was trained where the configuration said something else of ties than it does here."""
+    missing = sorted(set(saved) - {one.path for one in body.loosened})
+    if missing:
+        where = f"the configuration of {missing[0] or 'the model'}"
+        raise CheckpointError(
+            f"the adapter cuts a tie that {where} does not make", str(folder), "load the base as it was trained on"
+        )
 
 
 def _read_tensors(path: Path, targets: Mapping[str, torch.Tensor], digest: str) -> dict[str, torch.Tensor]:
@@ -276,12 +292,15 @@ def _check_config(config: Any, path: Path) -> None:
     kinds = {
         "spec": dict, "plan_hash": str, "plugins": dict, "architecture": str, "base": dict, "tensors_sha256": str,
     }  # fmt: skip
-    unknown = sorted(set(config) - set(kinds) - {"format"})
+    unknown = sorted(set(config) - set(kinds) - {"format", _CHANGES})
     if unknown:
         raise CheckpointError(f"unknown key {unknown[0]!r}", str(path), nearest(unknown[0], kinds))
     for key, kind in kinds.items():
         if not isinstance(config.get(key), kind):
             raise CheckpointError(f"{key!r} is missing or no {kind.__name__}", str(path))
+    changes = config.get(_CHANGES, {})
+    if not isinstance(changes, dict) or any(value != {FLAG: False} for value in changes.values()):
+        raise CheckpointError(f"{_CHANGES!r} can only say {FLAG}: false", str(path), "get the folder anew")
     for name, entry in config["base"].items():
         if not _is_entry(entry):
             raise CheckpointError(f"the fingerprint of {name!r} is damaged", str(path))

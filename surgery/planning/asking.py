@@ -25,6 +25,7 @@ class Asked:
         self._kind: AdapterType[Any] = registry.adapter(name)
         self.name = name
         self.joins_parts = self._kind.joins_parts
+        self.takes_routers = self._kind.takes_routers
         self._registry = registry
 
     def claims(self, site: Site) -> bool:

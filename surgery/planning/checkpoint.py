@@ -48,7 +48,9 @@ def inventory_of_checkpoint(folder: Path, architecture: Architecture | None, con
         groups.setdefault(target, [target]).append(alias)
     ties = {name: tuple(other for other in group if other != name) for group in groups.values() for name in group}
     # Names that were left out come last, as heads do in a model: the first name of a tied tensor is then the same one.
-    return Inventory(str(config.get("model_type") or "") or None, "", "headers", tuple(entries), ties, settings)
+    return Inventory(
+        str(config.get("model_type") or "") or None, "", "headers", tuple(entries), ties, settings, config or None
+    )
 
 
 def _shared(

@@ -9,7 +9,7 @@ from typing import Any
 
 from surgery.architecture import Architecture, Slice, When
 from surgery.architecture.architecture import Paths
-from surgery.planning.infer import infer
+from surgery.planning.infer import Inference
 from surgery.planning.inventory import Inventory
 
 __all__ = ["Draft", "draft_of"]
@@ -34,9 +34,8 @@ class Draft:
     declared_by: str
 
 
-def draft_of(found: Inventory, declared_by: str) -> Draft:
-    """Draft an architecture from the names and shapes of a model; `declared_by` is passed on."""
-    inference = infer(found)
+def draft_of(found: Inventory, inference: Inference, declared_by: str) -> Draft:
+    """Draft an architecture from what was inferred of a model; `declared_by` is passed on."""
     notes = {item.path: item.why for item in inference.open}
     source = _source(inference.architecture, found.class_name or found.model_type or "model", notes)
     return Draft(found.model_type or "", source, notes, declared_by)

@@ -1,4 +1,4 @@
-"""Roles of a model that no plugin describes: what names suggest, kept where the shapes agree, and nothing else.
+"""Roles of a model that no plugin describes: what names suggest, kept where the shapes agree, and what was measured.
 
 A fused weight is never cut by its name, since one name stands for several layouts. What is left open is told, so that
 a rule that may mean it fails instead of missing it.
@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from surgery.architecture import Architecture, Slice
 from surgery.architecture.architecture import Paths
 from surgery.planning.inventory import Inventory, ParameterEntry
 from surgery.planning.names import FUSED, IN_LAYERS, OUTSIDE, named
 from surgery.planning.shapes import LATENT_ROLES, Weight, checked, is_latent, latent_parts
+
+if TYPE_CHECKING:
+    from surgery.planning.probe import Finding
 
 __all__ = ["Inference", "Open", "infer"]
 
@@ -50,7 +53,7 @@ class Inference:
 
     Attributes:
         architecture: stacks and roles; `base` is empty, its paths are relative to the whole model.
-        sources: role -> `names` or `flags`: what it was inferred from.
+        sources: role -> `names`, `names and sizes`, `flags` or `measurement`: what it was inferred from.
         open: what could not be inferred and may matter.
     """
 
@@ -59,12 +62,18 @@ class Inference:
     open: tuple[Open, ...]
 
 
-def infer(inventory: Inventory) -> Inference:
-    """Infer the roles of a model from the names, shapes and hosts of its parameters."""
-    stacks = _Stacks(inventory.entries)
+def infer(inventory: Inventory, measured: Mapping[str, Finding] | None = None) -> Inference:
+    """Infer the roles of a model from the names, shapes and hosts of its parameters, and from measurements.
+
+    Args:
+        inventory: the model.
+        measured: path, with a star for a layer's number -> what was measured of the linear map there.
+    """
+    measured = measured or {}
+    stacks = _Stacks(inventory.entries, measured)
     found = _Found()
     for stack in stacks.paths:
-        reading = _Reading(stack, inventory.settings, found)
+        reading = _Reading(stack, inventory.settings, found, measured)
         for layer in stacks.layers(stack):
             reading.layer(layer)
         reading.finish()
@@ -118,7 +127,7 @@ def _prefixed(place: str | Slice, prefix: str) -> str | Slice:
 class _Stacks:
     """Lists of layers: the outermost numbers in names after which something is called as in a layer."""
 
-    def __init__(self, entries: Sequence[ParameterEntry]) -> None:
+    def __init__(self, entries: Sequence[ParameterEntry], measured: Collection[str]) -> None:
         self._layers: dict[str, dict[tuple[int, ...], list[tuple[str, ParameterEntry]]]] = {}
         candidates: dict[str, list[tuple[tuple[int, ...], str, ParameterEntry]]] = defaultdict(list)
         for entry in entries:
@@ -126,7 +135,9 @@ class _Stacks:
                 candidates[path].append((index, inside, entry))
         for path in sorted(candidates, key=lambda path: (path.count(".*."), path)):
             is_inner = any(re.match(re.escape(outer) + r"\.\*\.", path) for outer in self._layers)
-            if not is_inner and any(_suggests(inside) for _, inside, _ in candidates[path]):
+            insides = {inside for _, inside, _ in candidates[path]}
+            is_known = any(_suggests(inside) or f"{path}.*.{inside}" in measured for inside in insides)
+            if not is_inner and is_known:
                 layers = self._layers.setdefault(path, defaultdict(list))
                 for index, inside, entry in candidates[path]:
                     layers[index].append((inside, entry))
@@ -176,8 +187,10 @@ def _names(paths: Sequence[str]) -> dict[str, str]:
 class _Reading:
     """One stack, read layer by layer. A name means a role in a stack when it does in every layer that has it."""
 
-    def __init__(self, stack: str, settings: Mapping[str, Any], found: _Found) -> None:
+    def __init__(self, stack: str, settings: Mapping[str, Any], found: _Found, measured: Mapping[str, Finding]) -> None:
         self._stack = stack
+        self._measured = measured
+        self._findings: dict[str, Finding] = {}
         self._settings = settings
         self._found = found
         self._hits: dict[str, dict[str, None]] = defaultdict(dict)
@@ -192,6 +205,8 @@ class _Reading:
             f"{inside}.{entry.parameter}" for inside, entry in entries
         }
         for weight, why in checked(weights, siblings, next((entry.shape[0] for _, entry in experts), 0)):
+            if weight.inside in self._findings:
+                continue
             if why:
                 self._refuted[weight.inside] = ((weight.role,), why)
             else:
@@ -206,6 +221,11 @@ class _Reading:
                 self._refuted.setdefault(inside, (tuple(roles), "it means different things in different layers"))
             elif inside not in self._refuted:
                 self._found.put(self._stack, next(iter(roles)), f"*.{inside}", "names")
+        for inside, finding in self._findings.items():
+            for role, part in finding.parts.items() if inside not in self._refuted else ():
+                path = f"*.{inside}"
+                source = "names" if role == named(inside, IN_LAYERS) and isinstance(part, str) else "measurement"
+                self._found.put(self._stack, role, path if isinstance(part, str) else replace(part, path=path), source)
         for inside, parts in self._sliced.items():
             for role, part in parts.items() if inside not in self._refuted else ():
                 self._found.put(self._stack, role, part, "names and sizes")
@@ -222,6 +242,23 @@ class _Reading:
             return
         name = inside if entry.parameter == "weight" else f"{inside}.{entry.parameter}"
         role = named(name, IN_LAYERS)
+        finding = self._measured.get(f"{self._stack}.*.{inside}") if entry.parameter == "weight" else None
+        if finding is not None:
+            yield from self._compared(inside, entry, role, finding)
+        else:
+            yield from self._named(inside, name, entry, role)
+
+    def _compared(self, inside: str, entry: ParameterEntry, role: str | None, finding: Finding) -> Iterator[Weight]:
+        """Take up what was measured, unless a name says something else."""
+        if finding.parts and role is not None and role not in finding.parts:
+            self._refuted[inside] = ((role, *finding.parts), "its name says one thing and what it does another")
+            return
+        self._findings[inside] = finding
+        if role is not None and finding.parts == {role: finding.path}:
+            yield Weight(entry, inside, role)  # a whole weight: its shape tells of the others
+
+    def _named(self, inside: str, name: str, entry: ParameterEntry, role: str | None) -> Iterator[Weight]:
+        """Yield what a name suggests, and leave open what it does not tell."""
         if len(entry.shape) == 3 and role == "ssm.conv":
             self._hits[inside][role] = None
         if len(entry.shape) == 3 and not entry.host and "experts" in inside:

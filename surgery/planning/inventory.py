@@ -60,6 +60,7 @@ class Inventory:
         origin: `model`, `config` or `headers`: what the inventory was taken from.
         entries: one for each name; a tied parameter has several.
         ties: name -> all other names of the same tensor, for tied names only.
+        config: the configuration itself: an object, or what `config.json` holds.
         aliases: names of tied tensors that are not what the tensor is called, such as a head's for the tokens' table.
         settings: what the model's configuration says, by name.
     """
@@ -70,6 +71,7 @@ class Inventory:
     entries: tuple[ParameterEntry, ...]
     ties: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    config: Any = field(default=None, compare=False, repr=False)
     aliases: Collection[str] = ()
 
     def canonical(self, name: str) -> str:

@@ -49,6 +49,7 @@ def inventory_of_module(model: Any, origin: str = "model") -> Inventory:
         entries=tuple(entries),
         ties=ties,
         settings=_Settings(config),
+        config=config,
     )
 
 

@@ -11,16 +11,17 @@ from surgery.errors import CheckpointError, PlanError, nearest
 from surgery.planning.checkpoint import inventory_of_checkpoint
 from surgery.planning.draft import Draft, draft_of
 from surgery.planning.headers import read_config
-from surgery.planning.infer import Inference, infer
+from surgery.planning.infer import Inference
 from surgery.planning.inventory import Inventory
 from surgery.planning.live import inventory_of_module
+from surgery.planning.measured import inferred
 from surgery.planning.plan import INFERRED, Plan
 from surgery.planning.resolve import resolve
 from surgery.planning.sites import sites_of
 from surgery.registry import Registered, Registry, load_registry, load_spec
 from surgery.spec import Spec
 
-__all__ = ["Anatomy", "Draft", "anatomy", "draft_architecture", "inventory", "plan", "sites"]
+__all__ = ["Anatomy", "Draft", "anatomy", "decide", "draft_architecture", "inventory", "plan", "sites"]
 
 
 def plan(
@@ -41,7 +42,15 @@ def plan(
     registry = registry or load_registry()
     spec = load_spec(spec, registry) if isinstance(spec, str | Path) else spec
     found = inventory(subject, registry, auto_class=auto_class)
-    described = anatomy(found, registry)
+    return decide(spec, found, anatomy(found, registry), registry)
+
+
+def decide(spec: Spec, found: Inventory, described: Anatomy, registry: Registry) -> Plan:
+    """Decide what `spec` does to a model whose inventory and anatomy are known already.
+
+    Raises:
+        PlanError: as `plan`.
+    """
     edits, outcomes = resolve(spec.rules, sites_of(found, described.architecture), found, registry)
     return Plan(
         spec=spec,
@@ -83,7 +92,7 @@ def anatomy(found: Inventory, registry: Registry) -> Anatomy:
     declared = registry.architecture(found.model_type)
     if declared is not None:
         return Anatomy(declared.value, f"{found.model_type} ({declared.provenance})")
-    inference = infer(found)
+    inference = inferred(found, registry)
     if not inference.sources and not inference.open:
         return Anatomy(None, "")
     how = " and ".join(sorted(set(inference.sources.values())))
@@ -149,7 +158,7 @@ def _value(described: Registered[Architecture] | None) -> Architecture | None:
 
 
 def draft_architecture(subject: Any, registry: Registry, *, auto_class: str | None = None) -> Draft:
-    """Draft an architecture for whatever `subject` is (see `plan`) from names and shapes, declared or not."""
+    """Draft an architecture for whatever `subject` is (see `plan`) from what can be inferred, declared or not."""
     found = inventory(subject, registry, auto_class=auto_class)
     declared = registry.architecture(found.model_type)
-    return draft_of(found, str(declared.provenance) if declared else "")
+    return draft_of(found, inferred(found, registry), str(declared.provenance) if declared else "")

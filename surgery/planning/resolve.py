@@ -16,7 +16,7 @@ from surgery.planning.plan import Edit, RuleOutcome
 from surgery.registry import Registry
 from surgery.spec import Options, Rule
 
-__all__ = ["resolve"]
+__all__ = ["join_parts", "resolve"]
 
 _MANY = 2000
 """Names that a misspelt one is compared with."""
@@ -87,7 +87,14 @@ class _Resolver:
                 f"{_where(index, rule)}.exclude",
                 "; ".join(["correct or remove it", *self._near(rule.exclude.role, rule.exclude.target)]),
             )
-        claimed = [site for site in matched if kind.claims(site)]
+        spared = [] if kind.takes_routers else [site for site in matched if not _is_asked_for(site, rule)]
+        claimed = [site for site in matched if kind.claims(site) and site not in spared]
+        if not claimed and len(spared) == len(matched):
+            raise PlanError(
+                f"the rule matches nothing but routers ({matched[0].name}), which {rule.adapter!r} adapts by name only",
+                _where(index, rule),
+                r"say `role: moe\.router`",
+            )
         if not claimed:
             raise PlanError(
                 f"the rule matches {len(matched)} parameters, and {rule.adapter!r} can adapt none of them",
@@ -211,7 +218,7 @@ class _Resolver:
     def _edits(self, index: int, rule: Rule, kind: Asked, options: Options, free: list[tuple[Site, str]]) -> list[Edit]:
         edits: list[Edit] = []
         problems: list[Problem] = []
-        for site, tied in _join_parts(free, self._sites) if kind.joins_parts else free:
+        for site, tied in join_parts(free, self._sites) if kind.joins_parts else free:
             count = kind.parameters(site, options)
             if count > site.size and not rule.allow_oversized:
                 problems.append(
@@ -280,7 +287,7 @@ class _Resolver:
         return parts
 
 
-def _join_parts(free: list[tuple[Site, str]], sites: Sequence[Site]) -> list[tuple[Site, str]]:
+def join_parts(free: list[tuple[Site, str]], sites: Sequence[Site]) -> list[tuple[Site, str]]:
     """Put the parts of one parameter together again where every part of it is free."""
     parts: dict[str, list[Site]] = {}
     for site in sites:
@@ -307,6 +314,14 @@ def _tile(group: Sequence[Site]) -> bool:
     """Whether parts make up the whole of their parameter."""
     slices = [part.slice for part in group if part.slice]
     return sum(part.size for part in slices) == math.prod(slices[0].view)
+
+
+def _is_asked_for(site: Site, rule: Rule) -> bool:
+    """Whether the rule means `site`; of a router only if one of its patterns names it, whatever else they match."""
+    if site.role != "moe.router":
+        return True
+    module = site.path.rpartition(".")[2] or site.path
+    return "router" in (rule.role or "") or module in (rule.target or "")
 
 
 def _where(index: int, rule: Rule) -> str:

@@ -6,6 +6,7 @@ from surgery.registry.hooks import hookimpl
 from surgery.registry.load import load_registry
 from surgery.registry.registry import Provenance, Registered, Registry
 from surgery.registry.specs import load_spec
+from surgery.registry.twins import Twin, Twins
 
 __all__ = [
     "DataSource",
@@ -15,6 +16,8 @@ __all__ = [
     "Registry",
     "Rows",
     "TaskType",
+    "Twin",
+    "Twins",
     "check_adapter_type",
     "hookimpl",
     "load_registry",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
+from surgery.registry.twins import Twins
 from surgery.spec import Options
 
 if TYPE_CHECKING:
@@ -41,6 +42,17 @@ class ModelSource(ABC):
         Args:
             ref_or_config: a folder, the path of a `config.json`, a name, or a configuration object.
             auto_class: the Auto class to build; None means the class that the configuration names.
+        """
+        return None
+
+    def twins(self, config: Any, class_name: str) -> Twins | None:
+        """Return small models built like one whose layers are to be measured, or None when this source cannot.
+
+        Whatever goes wrong while they are built means None: without a measurement, less is known, and nothing is lost.
+
+        Args:
+            config: the model's configuration, an object or what its `config.json` holds.
+            class_name: the model's class; "" where only a file is known.
         """
         return None
 

@@ -16,6 +16,7 @@ from surgery.planning import Plan, plan, sites
 from surgery.registry import Registry
 from surgery.spec import Rule, Spec
 from surgery.testing.check_effect import check_beside, check_draws, check_fresh, check_state, check_tensors
+from surgery.testing.check_factors import check_experts, check_factors
 from surgery.testing.check_fold import check_fold, check_replaces
 from surgery.testing.check_kind import check_kind
 from surgery.testing.check_order import check_adds, check_order
@@ -57,6 +58,7 @@ def check_adapter(
     partners = [plan(_spec(partner, {}), model, registry) for partner in PARTNERS]
     check_order(plan(_spec(kind, chosen), model, registry), partners, registry, _BOUND[torch.float32])
     _check_alone(kind, chosen, registry)
+    check_experts(kind, chosen)
 
 
 def _spec(kind: AdapterType[Any], options: Mapping[str, Any], pattern: str = ".*") -> Spec:
@@ -225,6 +227,6 @@ def _assert_equal(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Te
 
 # In this order: what is asked of one function comes before what shows in a whole model, so that the message is near.
 _CHECKS = (
-    check_fold, check_adds, check_tensors, check_replaces, check_state, _check_attach, _check_seed, check_draws,
-    _check_merge, _check_composition, check_beside, _check_files, check_fresh,
+    check_fold, check_factors, check_adds, check_tensors, check_replaces, check_state, _check_attach, _check_seed,
+    check_draws, _check_merge, _check_composition, check_beside, _check_files, check_fresh,
 )  # fmt: skip

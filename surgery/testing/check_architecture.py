@@ -17,12 +17,10 @@ from surgery.planning import inventory, plan, sites
 from surgery.planning.sites import plain_names
 from surgery.registry import Provenance, Registered, Registry, load_registry
 from surgery.spec import Rule, Spec
+from surgery.testing.architecture_checks import BOUND, outputs_of
 from surgery.testing.state import assert_same_state, model_state
 
 __all__ = ["check_architecture"]
-
-_BOUND = 1e-3
-"""How far merged outputs may be from operated ones, of the largest: they are rounded in other places."""
 
 
 def check_architecture(
@@ -39,6 +37,8 @@ def check_architecture(
         model: a small model with `config.model_type` among `architecture.types`, with or without a task head.
         args, batch: what the model is called with.
         allow_other: names of parameters that need not have a role.
+
+    `surgery architecture check` makes these checks and more, for all task heads, without a test.
 
     Raises:
         AssertionError: what is wrong, with names.
@@ -93,14 +93,6 @@ def _check_tiling(found: tuple[Site, ...], model: nn.Module) -> None:
         assert covered == list(range(extent)), f"the slices of {name} do not tile its {extent} indices once"
 
 
-def _outputs(result: Any) -> list[torch.Tensor]:
-    """Return the tensors of numbers that a model gave, in order: of a mapping, a tuple, or one tensor."""
-    if isinstance(result, torch.Tensor):
-        return [result.double()] if result.is_floating_point() else []
-    items = result.values() if hasattr(result, "values") else result if isinstance(result, tuple | list) else ()
-    return [tensor for item in items for tensor in _outputs(item)]
-
-
 def _check_round_trip(
     name: str,
     kind: AdapterType[Any],
@@ -118,13 +110,13 @@ def _check_round_trip(
         with torch.no_grad():
             for _, parameter in sorted(op.trainable().items()):
                 parameter.add_((torch.randn(parameter.shape, generator=generator) * 0.1).to(parameter.dtype))
-            operated = _outputs(model(*args, **batch))
+            operated = outputs_of(model(*args, **batch))
             op.merge()
-            merged = _outputs(model(*args, **batch))
+            merged = outputs_of(model(*args, **batch))
             op.unmerge()
         for live, folded in zip(operated, merged, strict=True):
             error = float((live - folded).abs().max()) / max(1.0, float(live.abs().max()))
-            assert error <= _BOUND, (
+            assert error <= BOUND, (
                 f"{name} on every site: merging moves outputs by {error:.3g} of the largest. Perhaps a weight is read "
                 "without calling its module: name that module in `uncalled`"
             )

@@ -76,9 +76,9 @@ def golden(tmp_path: Path, models: Path) -> Callable[[str, str], None]:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`bert` and `gpt2` with weights, `llama` with nothing but a configuration."""
+    """`bert` and `gpt2` with weights, `llama` and `persimmon` (which no plugin describes) with nothing but a configuration."""
     import torch
-    from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, LlamaConfig
+    from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, PersimmonConfig
 
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
@@ -94,6 +94,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         intermediate_size=32, architectures=["LlamaForCausalLM"],
     )  # fmt: skip
     llama.save_pretrained(folder / "llama")
+    persimmon = PersimmonConfig(
+        vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        architectures=["PersimmonForCausalLM"],
+    )  # fmt: skip
+    persimmon.save_pretrained(folder / "persimmon")
     return folder
 
 

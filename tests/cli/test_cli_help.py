@@ -12,7 +12,7 @@ from cli_support import ROOT, Run
 import surgery
 
 VERBS = ("check", "inspect", "plan", "train", "compare", "report", "plugins", "schema")
-NESTED = ("architecture draft",)
+NESTED = ("architecture draft", "architecture check")
 HEAVY = ("torch", "transformers", "pydantic", "pydantic_core", "rich", "numpy", "pluggy", "yaml", "datasets")
 LOADED = "print(*sorted(name for name in {names} if name in sys.modules), file=sys.stderr)"
 
@@ -89,7 +89,7 @@ def test_completion_of_spec_files(script: Run) -> None:
     result = script(_SURGERY_COMPLETE="complete_bash", COMP_WORDS="surgery check spe", COMP_CWORD="2")
     assert "specs/bert-lora-qv.yaml" in result.out.splitlines()
     inside = script(_SURGERY_COMPLETE="complete_bash", COMP_WORDS="surgery plan specs/gpt2-", COMP_CWORD="2")
-    assert inside.out.split() == ["specs/gpt2-bias-only.yaml", "specs/gpt2-full.yaml", "specs/gpt2-lora-qv.yaml"]
+    assert inside.out.split() == [f"specs/gpt2-{name}.yaml" for name in ("bias-only", "full", "ia3", "lora-qv")]
 
 
 def test_completion_of_plugin_names(script: Run) -> None:

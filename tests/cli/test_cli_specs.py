@@ -30,6 +30,7 @@ COUNTS = {
     "bert-full": (109_483_778 - HEAD, HEAD),
     "gpt2-lora-qv": (147_456, 0),
     "gpt2-bias-only": (102_144, 0),
+    "gpt2-ia3": (55_296, 0),
     "gpt2-full": (124_439_808, 0),
     "llama-lora-all": (12_615_680, 0),
     "sentiment-sst2": (294_912, HEAD),

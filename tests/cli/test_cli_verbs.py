@@ -14,6 +14,9 @@ Write = Callable[..., Path]
 
 FEW = {"SURGERY_DISABLE_PLUGIN_AUTOLOAD": "1"}
 HEAD = r"- {role: head\.(transform|classifier), adapter: full}"
+SPEC = r"""- {role: attention\.(query|value), layers: [0], adapter: lora, rank: 2}
+  - {role: '.*', adapter: bias-only}
+  - {role: head\.lm, adapter: full, tied: share}"""
 STUDY = """\
 version: 1
 name: two-arms
@@ -91,7 +94,7 @@ def test_no_plugin_blocks(invoke: Run) -> None:
     assert names - left == {"lora"}
 
 
-@pytest.mark.parametrize("model", ["gpt2", "bert/model.safetensors", "llama/config.json"])
+@pytest.mark.parametrize("model", ["gpt2", "bert/model.safetensors", "llama/config.json", "persimmon"])
 def test_inspect(model: str, invoke: Run, models: Path, golden: Golden) -> None:
     result = invoke("inspect", models / model)
     assert result.code == 0
@@ -102,14 +105,69 @@ def test_inspect_json(invoke: Run, models: Path) -> None:
     result = invoke("inspect", models / "gpt2", "--json")
     assert result.err == ""
     found = json.loads(result.out)
-    key = next(site for site in found if site["role"] == "attention.key" and site["parameter"] == "weight")
+    sites = found["sites"]
+    key = next(site for site in sites if site["role"] == "attention.key" and site["parameter"] == "weight")
     assert key["path"] == "transformer.h.0.attn.c_attn"
     assert key["shape"] == [16, 16]
     assert key["slice"] == {"axis": 1, "dim": 0, "length": 1, "start": 1, "view": [3, 16]}
 
 
+def test_inspect_json_is_golden(invoke: Run, models: Path, golden: Golden) -> None:
+    golden("inspect-json", invoke("inspect", models / "persimmon", "--json").out)
+
+
+def test_inspect_counts_every_byte_once(invoke: Run, models: Path) -> None:
+    for model in ("bert", "gpt2", "llama", "persimmon"):
+        found = json.loads(invoke("inspect", models / model, "--json").out)
+        assert sum(group["bytes"] for group in found["groups"]) == found["model"]["bytes"]
+        assert sum(site["bytes"] for site in found["sites"] if not site["is_alias"]) == found["model"]["bytes"]
+
+
+@pytest.mark.parametrize("model", ["bert", "gpt2"])
+def test_inspect_marks_what_a_spec_touches(model: str, invoke: Run, spec: Write, models: Path, golden: Golden) -> None:
+    path = spec(SPEC)
+    result = invoke("inspect", models / model, "--spec", path)
+    assert result.code == 0
+    golden(f"inspect-spec-{model}", result.out + result.err)
+    told = json.loads(invoke("plan", path, models / model, "--json").out)
+    sites = json.loads(invoke("inspect", models / model, "--spec", path, "--json").out)["sites"]
+    marked = [site["mark"] for site in sites if site["mark"]]
+    assert sum(mark["parameters"] for mark in marked) == told["trainable"]["total"]
+    for rule in told["rules"]:
+        assert any(mark["rule"] == rule["index"] for mark in marked)
+
+
+def test_inspect_of_a_spec_has_the_plans_errors_and_its_head(invoke: Run, spec: Write, models: Path) -> None:
+    for rules in ("- {role: '(', adapter: full}", "- {role: attention.querry, adapter: full}"):
+        path = spec(rules, TASK)
+        asked, planned = invoke("inspect", models / "bert", "--spec", path), invoke("plan", path, models / "bert")
+        assert asked == planned
+        assert asked.code in (3, 4)
+    shown = invoke("inspect", models / "bert", "--spec", spec(LORA, TASK), "--quiet")
+    assert "head.classifier" in shown.out
+
+
+def test_inspect_writes_a_page(invoke: Run, models: Path, spec: Write, tmp_path: Path) -> None:
+    page = tmp_path / "a page.html"
+    result = invoke("inspect", models / "gpt2", "--spec", spec(SPEC), "--html", page)
+    assert (result.code, result.out) == (0, f"{page}\n")
+    assert result.err == f"next: open '{page}' in a browser\n"
+    assert page.read_text("utf-8").startswith("<!doctype html>")
+    again = invoke("inspect", models / "gpt2", "--html", page)
+    assert again.code == 6
+    assert again.err == f"error: {page}: the file exists already\n  hint: name another file, or add --overwrite\n"
+    assert json.loads(invoke("inspect", models / "gpt2", "--html", page, "--overwrite", "--json").out) == {
+        "page": str(page)
+    }
+    assert invoke("inspect", models / "gpt2", "--overwrite").code == 2
+    weights = models / "gpt2" / "model.safetensors"
+    before = weights.read_bytes()
+    assert invoke("inspect", weights, "--html", weights, "--overwrite").code == 6
+    assert weights.read_bytes() == before
+
+
 def test_inspect_with_the_head_of_a_task(invoke: Run, models: Path) -> None:
-    found = json.loads(invoke("inspect", models / "llama", "--task", "text-classification", "--json").out)
+    found = json.loads(invoke("inspect", models / "llama", "--task", "text-classification", "--json").out)["sites"]
     assert [site["path"] for site in found if site["role"] == "head.classifier"] == ["score"]
 
 

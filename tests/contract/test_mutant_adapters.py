@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from surgery import Adapter, AdapterType, Options, Site
+from surgery import Adapter, AdapterType, Factors, Options, Site
 from surgery.errors import PluginError
 from surgery.testing import check_adapter
 
@@ -155,6 +155,26 @@ class Frozen(Rows):
         self.s.requires_grad_(False)
 
 
+class Says(Rows):
+    """Says its factors, for every expert the same ones: correct."""
+
+    def factors(self, parameter: str) -> Any:
+        return Factors(rows=self.factor(self.s.dtype).squeeze(-1))
+
+    def fold(self, parameter: str, weight: torch.Tensor, pristine: torch.Tensor) -> torch.Tensor:
+        return weight * self.factor(weight.dtype)
+
+
+class SaysOtherwise(Says):
+    def factors(self, parameter: str) -> Any:
+        return Factors(rows=self.s)
+
+
+class SaysATuple(Says):
+    def factors(self, parameter: str) -> Any:
+        return (self.s,)
+
+
 class Acts(Rows):
     """W + s 1^T by way of the output: correct, for `Plain`."""
 
@@ -199,6 +219,20 @@ def kind(adapter: type[Rows], base: type[Kind] = Kind) -> type[Kind]:
 
 
 # Types that are wrong -----------------------------------------------------------------------------------------------
+
+
+class OnExperts(Kind):
+    """Claims weights of experts, too: correct."""
+
+    def claims(self, site: Site) -> bool:
+        return super().claims(site) or bool(site.experts)
+
+
+class CountsExperts(OnExperts):
+    adapter = Says
+
+    def parameters(self, site: Site, options: Options) -> int:
+        return site.fan_out * max(site.experts, 1)
 
 
 class Half(Kind):
@@ -277,6 +311,9 @@ MUTANTS: dict[str, tuple[Callable[[], Any], str]] = {
     "drops out in evaluation": (kind(DropsOutAlways, Plain), r"may drop out only while `training` is set"),
     "activate is no classmethod": (kind(ActsOnNoClass, Plain), r"ActsOnNoClass.activate must be a classmethod"),
     "activate is not there": (kind(ActsNotAtAll), r"sets `activates` and does not implement `activate`"),
+    "says other factors": (kind(SaysOtherwise), r"factors of SaysOtherwise on \S+ and its fold say different things"),
+    "says a tuple": (kind(SaysATuple), r"factors of SaysATuple on \S+ must return Factors or None, not \("),
+    "counts experts wrongly": (CountsExperts, r"promises 18 on 3 experts of \(6, 4\) in a host of kind 'experts'"),
     "counts in halves": (Half, r"parameters\(\) must return a whole number, not \d+\.0"),
     "counts below zero": (Negative, r"parameters\(\) must not be negative, as -\d+ is"),
     "claims at random": (Moody, r"claims\(\) answers otherwise when it is asked again"),
@@ -291,7 +328,9 @@ MUTANTS: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("correct", [kind(Rows)(), kind(Acts, Plain)()], ids=["folds", "acts"])
+@pytest.mark.parametrize(
+    "correct", [kind(Rows)(), kind(Acts, Plain)(), kind(Says, OnExperts)()], ids=["folds", "acts", "says"]
+)
 def test_what_the_mutants_are_made_of_is_correct(correct: AdapterType[Any]) -> None:
     check_adapter(correct)
 

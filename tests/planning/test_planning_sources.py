@@ -14,7 +14,7 @@ import torch
 from families import FAMILIES, Family, build
 
 from surgery import Plan, Rule, Spec, load_registry, plan, sites
-from surgery.planning import inventory, render_plan, render_sites
+from surgery.planning import anatomy, inventory, outline, render_outline, render_plan
 from surgery.testing import assert_same_state, model_state
 
 REGISTRY = load_registry()
@@ -148,7 +148,9 @@ def test_the_hash_does_not_depend_on_hash_seeds(tmp_path: Path) -> None:
 def test_what_is_printed_is_golden(name: str) -> None:
     model, _ = build(name)
     decided = plan(spec_for(next(item for item in FAMILIES if str(item) == name)), model, REGISTRY)
-    text = f"{render_plan(decided)}\n\n{render_sites(inventory(model, REGISTRY), sites(model, REGISTRY), decided.architecture)}\n"
+    found = inventory(model, REGISTRY)
+    shown = outline(found, sites(model, REGISTRY), anatomy(found, REGISTRY), decided)
+    text = f"{render_plan(decided)}\n\n{render_outline(shown)}\n"
     text = text.replace(decided.architecture, decided.architecture.split(" (", maxsplit=1)[0])
     path = GOLDEN / f"render-{name}.txt"
     if os.environ.get("SURGERY_REGENERATE_GOLDEN"):

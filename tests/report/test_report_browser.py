@@ -2,48 +2,17 @@
 
 from __future__ import annotations
 
-import html
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from headless import NEEDS_BROWSER, browse, framed
 from PIL import Image
 
 from surgery.report import build_report
 from surgery.study import Comparison
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
-
-# The page in a frame of a given width: headless windows cannot be made as narrow as a phone.
-FRAME = """<!doctype html><body style="margin:0">
-<iframe id="frame" srcdoc="{page}" style="width:{width}px;height:{height}px;border:0"></iframe>
-<script>
-frame.onload = () => {{
-  const page = frame.contentDocument.documentElement;
-  document.body.dataset.width = page.scrollWidth;
-  document.body.dataset.height = page.scrollHeight;
-  document.body.dataset.requests = frame.contentWindow.performance.getEntriesByType("resource").length;
-}};
-</script>"""
-
-
-def browse(tmp_path: Path, page: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    assert BROWSER is not None
-    command = [
-        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
-        f"--user-data-dir={tmp_path / 'profile'}", *arguments, page.as_uri(),
-    ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-
-
-def framed(tmp_path: Path, page: str, width: int, height: int) -> Path:
-    path = tmp_path / f"frame-{width}.html"
-    path.write_text(FRAME.format(page=html.escape(page), width=width, height=height), encoding="utf-8")
-    return path
+pytestmark = NEEDS_BROWSER
 
 
 @pytest.fixture(scope="module")

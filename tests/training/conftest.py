@@ -31,11 +31,12 @@ def registry() -> Registry:
     import surgery_causal_lm
     import surgery_full
     import surgery_gpt2
+    import surgery_ia3
     import surgery_lora
     import surgery_text_classification
     import surgery_transformers
 
-    plugins = [surgery_bert, surgery_gpt2, surgery_full, surgery_lora, surgery_bias]
+    plugins = [surgery_bert, surgery_gpt2, surgery_full, surgery_lora, surgery_bias, surgery_ia3]
     plugins += [surgery_causal_lm, surgery_text_classification, surgery_transformers]
     return load_registry(extra=plugins, entry_points=False)
 

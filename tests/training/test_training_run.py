@@ -98,6 +98,27 @@ def test_the_saved_adapter_gives_the_same_metrics(
         assert evaluate(session, "test").metrics == result.metrics["test"]
 
 
+def test_factors_of_ia3_train_and_do_not_decay(
+    spec_of: SpecOf, registry: Registry, rows: Any, tmp_path: Path, bert: Path
+) -> None:
+    from surgery.training import prepare
+    from surgery.training.fit import evaluate
+    from surgery.training.groups import parameter_groups
+
+    rule = {"role": r"attention\.(key|value)|mlp\.down", "adapter": "ia3"}
+    spec = spec_of(rule, training={**TRAINING, "weight_decay": 0.5, "learning_rate": 0.1})
+    result = train(spec, tmp_path / "a", registry=registry, data=rows)
+    session = prepare(spec, registry, data=rows)
+    with load_adapter(session.model, tmp_path / "a" / "adapter", registry=registry) as op:
+        assert evaluate(session, "test").metrics == result.metrics["test"]
+        groups = parameter_groups(op.trainable(), op.trainable_sites(), spec.training)
+        moved = {key: tensor for key, tensor in op.trainable().items() if key.endswith(".scale")}
+        assert sum(tensor.numel() for tensor in moved.values()) == 2 * (16 + 16 + 32)
+        assert all(bool((tensor != 1).all()) for tensor in moved.values())
+        decaying = {id(p) for group in groups if group.weight_decay for p in group.parameters}
+        assert not decaying & {id(tensor) for tensor in moved.values()}
+
+
 def test_the_same_run_twice(spec: Spec, registry: Registry, rows: Any, tmp_path: Path) -> None:
     for name in ("a", "b"):
         train(spec, tmp_path / name, registry=registry, data=rows)
