@@ -42,8 +42,9 @@ Written by `python docs/families.py --coverage > docs/studies/architecture-cover
 Every type in transformers' lists for causal and masked language models, sequence classification and sequence to
 sequence is built on the meta device from its default configuration, once for each list. Counted are the elements of 2-D
 and 3-D weights in repeated blocks, embeddings apart: the share that has a role is what a rule with `role:` can reach.
-Weights that are *open* make such a rule fail, since their layout is not known. Of the rest without a role even the name
-says nothing.
+What is *known without a role* has a function that the vocabulary has no word for, such as the gates of attention heads
+and decays. Weights that are *open* make such a rule fail, since their layout is not known. Of the rest without a role
+even the name says nothing.
 
 {summary}
 
@@ -102,6 +103,7 @@ class Coverage:
     lists: list[str] = field(default_factory=list)
     weights: int = 0
     named: int = 0
+    plain: dict[str, None] = field(default_factory=dict)
     open: dict[str, None] = field(default_factory=dict)
     without: dict[str, None] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
@@ -142,17 +144,20 @@ def _measure(registry: Registry, config: Any, auto_class: str, coverage: Coverag
     import transformers
 
     from surgery.planning import anatomy, inventory
-    from surgery.planning.sites import sites_of
+    from surgery.planning.sites import plain_names, sites_of
 
     with torch.device("meta"):
         model = getattr(transformers, auto_class).from_config(config)
     taken = inventory(model, registry)
     described = anatomy(taken, registry)
     coverage.source = "inferred" if described.inference or not described.architecture else "declared"
+    plain = plain_names(taken, described.architecture)
     for site in sites_of(taken, described.architecture):
         if taken.canonical(site.name) == site.name and _counts(site):
             coverage.weights += site.size
-            if not site.role.startswith("other."):
+            if site.role.startswith("other.") and site.name in plain:
+                coverage.plain.setdefault(_inside(site), None)
+            elif not site.role.startswith("other."):
                 coverage.named += site.size
             else:
                 (coverage.open if site.open else coverage.without).setdefault(_inside(site), None)
@@ -184,12 +189,14 @@ def coverage_page(found: Mapping[str, Coverage], version: str) -> str:
             summary.append(f"| {counts[status]} | {status} | {share} |")
     summary.append(f"| {len(found)} | all | |")
     page = [COVERAGE.format(version=version, summary="\n".join(summary))]
-    page += ["## Types", "", "| type | lists | known | share of weights with a role | open | nothing known |"]
-    page.append("|---|---|---|---|---|---|")
+    page += ["## Types", ""]
+    page.append("| type | lists | known | share of weights with a role | known without a role | open | nothing known |")
+    page.append("|---|---|---|---|---|---|---|")
     for model_type, one in found.items():
         if one.lists and one.weights:
             share = f"{100 * one.named / one.weights:.0f} %" if one.named in (0, one.weights) else _share(one)
-            cells = (f"`{model_type}`", ", ".join(one.lists), one.status, share, _first(one.open), _first(one.without))
+            names = (_first(one.plain), _first(one.open), _first(one.without))
+            cells = (f"`{model_type}`", ", ".join(one.lists), one.status, share, *names)
             page.append(f"| {' | '.join(cells)} |")
     empty = [name for name, one in found.items() if one.status == "no repeated blocks"]
     if empty:

@@ -2,6 +2,7 @@
 
 from surgery import Architecture, hookimpl
 
+_OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 _TIES = {
     "predictions.decoder.weight": "albert.embeddings.word_embeddings.weight",
     "predictions.decoder.bias": "predictions.bias",
@@ -34,6 +35,7 @@ ALBERT = Architecture(
         "head.classifier": ("classifier", "qa_outputs", "sop_classifier.classifier"),
     },
     ties=_TIES,
+    files=_OLD_NAMES,
 )
 
 

@@ -2,6 +2,7 @@
 
 from surgery import Architecture, hookimpl
 
+_OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 _BODY = {
     "embedding.token": "embeddings.word_embeddings",
     "embedding.position": "embeddings.position_embeddings",
@@ -37,6 +38,7 @@ BERT = Architecture(
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",
     },
+    files=_OLD_NAMES,
 )
 
 ELECTRA = Architecture(
@@ -61,6 +63,7 @@ ELECTRA = Architecture(
         ),
     },
     ties={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
+    files=_OLD_NAMES,
 )
 
 

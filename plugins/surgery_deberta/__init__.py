@@ -2,6 +2,7 @@
 
 from surgery import Architecture, Slice, When, hookimpl
 
+_OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 _BODY: dict[str, str | tuple[str, ...]] = {
     "embedding.token": "embeddings.word_embeddings",
     "embedding.position": "embeddings.position_embeddings",
@@ -48,6 +49,7 @@ DEBERTA = Architecture(
     ties=_TIES,
     uncalled=_UNCALLED,
     defaults={"legacy": True},
+    files=_OLD_NAMES,
 )
 
 DEBERTA_V2 = Architecture(
@@ -66,6 +68,7 @@ DEBERTA_V2 = Architecture(
     ties=_TIES,
     uncalled=_UNCALLED,
     defaults={"legacy": True},
+    files=_OLD_NAMES,
 )
 
 

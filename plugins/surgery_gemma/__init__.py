@@ -1,6 +1,6 @@
 """Gemma 2 and 3: norms on both sides of attention and MLP. Gemma 3 may have a vision tower beside the text model."""
 
-from surgery import Architecture, hookimpl
+from surgery import Architecture, When, hookimpl
 
 _LAYER = {
     "norm.attention.pre": "*.input_layernorm",
@@ -16,6 +16,14 @@ _LAYER = {
     "mlp.up": "*.mlp.up_proj",
     "mlp.down": "*.mlp.down_proj",
     "norm.mlp.post": "*.post_feedforward_layernorm",
+}
+
+_OLD_NAMES: dict[str, str | When] = {
+    "lm_head": "^language_model.lm_head",
+    "vision_tower": "vision_tower.vision_model",
+    "model.vision_tower": When("^vision_tower", beside="^language_model.model"),
+    "model.multi_modal_projector": When("^multi_modal_projector", beside="^language_model.model"),
+    "model.language_model": "^language_model.model",
 }
 
 GEMMA = Architecture(
@@ -47,6 +55,7 @@ GEMMA3 = Architecture(
     },
     heads={"head.lm": "lm_head", "head.classifier": "score"},
     ties={"lm_head.weight": "model.language_model.embed_tokens.weight"},
+    files=_OLD_NAMES,
 )
 
 

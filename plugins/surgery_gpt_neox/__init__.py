@@ -26,6 +26,7 @@ GPT_NEOX = Architecture(
     # Files call the head embed_out.
     heads={"head.lm": ("lm_head", "embed_out"), "head.classifier": ("score", "classifier", "qa_outputs")},
     ties={"lm_head.weight": "gpt_neox.embed_in.weight"},
+    files={"lm_head": "^embed_out"},
 )
 
 

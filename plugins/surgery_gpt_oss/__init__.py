@@ -15,7 +15,7 @@ GPT_OSS = Architecture(
     types=("gpt_oss",),
     base="model",
     stacks={"decoder": "layers"},
-    roles={  # the sinks, one logit for each head, have no role
+    roles={
         "embedding.token": "embed_tokens",
         "norm.attention.pre": "*.input_layernorm",
         "attention.query": "*.self_attn.q_proj",
@@ -33,6 +33,7 @@ GPT_OSS = Architecture(
     ties={"lm_head.weight": "model.embed_tokens.weight"},
     uncalled=("*.mlp.router",),
     transposed_experts=True,
+    plain=("*.self_attn.sinks",),  # one logit for each head
 )
 
 

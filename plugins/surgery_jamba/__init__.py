@@ -34,11 +34,19 @@ _STATE_SPACE: dict[str, str | Slice | tuple[str | Slice, ...]] = {
     "ssm.output": "*.mamba.out_proj",
 }
 
+_PLAIN = (  # decay, skip, and the norms of dt, B and C
+    "*.mamba.A_log",
+    "*.mamba.D",
+    "*.mamba.dt_layernorm",
+    "*.mamba.b_layernorm",
+    "*.mamba.c_layernorm",
+)
+
 JAMBA = Architecture(
     types=("jamba",),
     base="model",
     stacks={"decoder": "layers"},
-    roles={  # decay (A_log), skip (D) and the norms of dt, B and C have no role
+    roles={
         "embedding.token": "embed_tokens",
         "norm.attention.pre": When("*.input_layernorm", beside="*.self_attn"),
         **{f"attention.{role}": f"*.self_attn.{role[0]}_proj" for role in ("query", "key", "value", "output")},
@@ -55,6 +63,7 @@ JAMBA = Architecture(
     heads={"head.lm": "lm_head", "head.classifier": "score"},
     ties={"lm_head.weight": "model.embed_tokens.weight"},
     uncalled=("*.mamba.dt_proj", "*.feed_forward.router"),
+    plain=_PLAIN,
     defaults=_WIDTHS,
     files=_FILES,
 )

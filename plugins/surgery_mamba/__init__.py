@@ -1,8 +1,8 @@
-"""Mamba 1 and 2: one input projection makes what is scanned and its gate; in the second version B, C and dt as well."""
+"""Mamba 1 and 2, Falcon Mamba: one projection makes what is scanned and its gate; in Mamba 2 B, C and dt as well."""
 
 from surgery import Architecture, Slice, hookimpl
 
-# Decay (A_log) and skip (D) of the state space have no role, nor has the norm between its scan and the output.
+_PLAIN = ("*.mixer.A_log", "*.mixer.D", "*.mixer.norm")  # decay, skip, and the norm between scan and output
 _WIDTHS = {"expand": 2, "state_size": 16, "time_step_rank": "auto", "auto": "(hidden_size + 15) // 16"}
 _WIDTHS_2 = {"expand": 2, "state_size": 128, "n_groups": 8, "num_heads": 128}
 
@@ -21,7 +21,7 @@ def _in_2(start: int | str, length: str) -> Slice:
 
 
 MAMBA = Architecture(
-    types=("mamba",),
+    types=("mamba", "falcon_mamba"),
     base="backbone",
     stacks={"decoder": "layers"},
     roles={
@@ -40,6 +40,7 @@ MAMBA = Architecture(
     ties={"lm_head.weight": "backbone.embeddings.weight"},
     # A forward reads dt_proj's weight only; in training, where a fused kernel is installed, the others' as well.
     uncalled=("*.mixer.x_proj", "*.mixer.dt_proj", "*.mixer.out_proj"),
+    plain=_PLAIN,
     defaults=_WIDTHS,
 )
 
@@ -62,6 +63,7 @@ MAMBA_2 = Architecture(
     heads={"head.lm": "lm_head"},
     ties={"lm_head.weight": "backbone.embeddings.weight"},
     uncalled=("*.mixer.out_proj",),  # by a fused kernel in training, as above
+    plain=_PLAIN,
     defaults=_WIDTHS_2,
 )
 

@@ -2,6 +2,7 @@
 
 from surgery import Architecture, hookimpl
 
+_OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 _TIES = {
     "lm_head.decoder.weight": "mpnet.embeddings.word_embeddings.weight",
     "lm_head.decoder.bias": "lm_head.bias",
@@ -33,6 +34,7 @@ MPNET = Architecture(
         "head.classifier": ("classifier.out_proj", "classifier", "qa_outputs"),
     },
     ties=_TIES,
+    files=_OLD_NAMES,
 )
 
 

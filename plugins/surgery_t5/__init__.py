@@ -1,4 +1,4 @@
-"""T5, mT5 and UMT5: a block is a list of sublayers, and the decoder's has one more; some have a gated MLP."""
+"""T5 and its kin: a block is a list of sublayers, and the decoder's has one more; Switch Transformers have experts."""
 
 from surgery import Architecture, hookimpl
 
@@ -8,6 +8,18 @@ _TIES = {
     for prefix in ("", "transformer.")
     for alias in ("encoder.embed_tokens", "decoder.embed_tokens", "lm_head")
     if not (prefix and alias == "lm_head")
+}
+
+_QKVO = ("query", "key", "value", "output")
+_KINDS = tuple(f"*.layer.0.{kind}SelfAttention" for kind in ("", "Local", "TransientGlobal"))
+_SPARSE = ("encoder:*.layer.1.mlp", "decoder:*.layer.2.mlp")
+_SHARED: dict[str, str | tuple[str, ...]] = {
+    "embedding.token": ("shared", "encoder.embed_tokens", "decoder.embed_tokens"),
+    "norm.attention.pre": "*.layer.0.layer_norm",
+    "norm.cross_attention.pre": "decoder:*.layer.1.layer_norm",
+    **{f"cross_attention.{role}": f"*.layer.1.EncDecAttention.{role[0]}" for role in _QKVO},
+    "norm.mlp.pre": ("encoder:*.layer.1.layer_norm", "decoder:*.layer.2.layer_norm"),
+    "norm.final": ("encoder.final_layer_norm", "decoder.final_layer_norm"),
 }
 
 T5 = Architecture(
@@ -42,6 +54,45 @@ T5 = Architecture(
 )
 
 
+LONG_T5 = Architecture(
+    types=("longt5",),
+    base="",
+    stacks={"encoder": "encoder.block", "decoder": "decoder.block"},
+    roles={
+        **_SHARED,
+        **{f"attention.{role}": tuple(f"{path}.{role[0]}" for path in _KINDS) for role in _QKVO},
+        "embedding.relative": (
+            *(f"{path}.relative_attention_bias" for path in _KINDS),
+            f"{_KINDS[2]}.global_relative_attention_bias",
+        ),
+        "mlp.gate": tuple(f"{path}.wi_0" for path in _MLP),
+        "mlp.up": tuple(f"{path}.{name}" for path in _MLP for name in ("wi", "wi_1")),
+        "mlp.down": tuple(f"{path}.wo" for path in _MLP),
+    },
+    heads={"head.lm": "lm_head"},
+    ties=_TIES,
+    plain=(f"{_KINDS[2]}.global_input_layer_norm",),  # of the means that stand for blocks of tokens
+)
+
+SWITCH = Architecture(
+    types=("switch_transformers",),
+    base="",
+    stacks={"encoder": "encoder.block", "decoder": "decoder.block"},
+    roles={
+        **_SHARED,
+        **{f"attention.{role}": f"{_KINDS[0]}.{role[0]}" for role in _QKVO},
+        "embedding.relative": f"{_KINDS[0]}.relative_attention_bias",
+        "mlp.up": tuple(f"{path}.wi" for path in _SPARSE),
+        "mlp.down": tuple(f"{path}.wo" for path in _SPARSE),
+        "moe.router": tuple(f"{path}.router.classifier" for path in _SPARSE),
+        "moe.experts.up": "*.layer.*.mlp.experts.*.wi",
+        "moe.experts.down": "*.layer.*.mlp.experts.*.wo",
+    },
+    heads={"head.lm": "lm_head"},
+    ties=_TIES,
+)
+
+
 @hookimpl
 def surgery_architectures() -> list[Architecture]:
-    return [T5]
+    return [T5, LONG_T5, SWITCH]

@@ -62,19 +62,22 @@ class Architecture:
         base: name of the base model inside task models (`bert`, `transformer`), or several where task classes differ;
             a bare base model works too.
         stacks: stack name -> path of its list of layers, relative to the base model. A list inside a list is written
-            with a star: `encoder.groups.*.layers`; its layers are counted through.
+            with a star, `encoder.groups.*.layers`, or `encoder.blocks.*` where a list holds lists; its layers are
+            counted through.
         roles: role -> path relative to the base model (`*` stands for a layer: `*.mlp.up_proj`; `decoder:*.norm` is
             for one stack only), a `Slice`, a `When`, or several of them. A path names a module, whose parameters all
-            get the role, or a parameter. A further `*` stands for any index of a list inside a layer:
-            `*.attention.norms.*`.
+            get the role, or a parameter. A further `*` stands for any index of a list inside a layer, `3` or
+            `expert_3`: `*.attention.norms.*`.
         heads: role -> path relative to the whole model, for what stands outside the base model.
         conv1d: whether linear weights inside layers are stored (fan_in, fan_out). Live models tell this themselves;
             file headers cannot.
         ties: parameter name -> the name it is tied to when a file leaves it out, or several where task classes differ.
             Live models tell this themselves.
-        uncalled: paths, as in `roles`, of linear modules and embeddings whose weight the model reads without calling
-            the module, always or for some configurations (a `When`).
+        uncalled: paths, as in `roles` or `heads`, of linear modules and embeddings whose weight the model reads without
+            calling the module, always or for some configurations (a `When`).
         transposed_experts: whether expert tensors are stored (experts, fan_in, fan_out).
+        plain: paths, as in `roles`, of what is known and has no role of the vocabulary: decays, sinks, and with a
+            `Slice` the rest of a fused weight, such as the gates of attention heads. Their role is `other.<path>`.
         open: path, as in `roles` -> roles that the weight there may hold, in a layout that is not known. A rule that
             may mean it fails instead of missing it.
         defaults: configuration name -> value, or count in terms of other names, that holds where a `config.json`
@@ -83,7 +86,11 @@ class Architecture:
             parts; the rest of a name stays as it is, and a `^` before the first part means the beginning of a name.
             They are applied in order. A tuple of names is put together along the first axis; `*` stands for a
             number, and tensors that differ in that number only are stacked first, as experts are:
-            `{"experts.gate_up_proj": ("experts.*.gate_proj.weight", "experts.*.up_proj.weight")}`.
+            `{"experts.gate_up_proj": ("experts.*.gate_proj.weight", "experts.*.up_proj.weight")}`. With
+            `When(name, beside=other)` a name is renamed only in files that have another, written in the same way.
+        shared: module that several layers share -> (what those layers have beside it, how many there are in turn), for
+            files that store it once: `{"layers.*.shared": ("layers.*.linear", 1)}`. Names are written as in `files`.
+            Live models tell this themselves.
         ignored: names, written as in `files`, of tensors in files that are no parameters of the model: buffers, and
             what it does not read.
     """
@@ -97,9 +104,11 @@ class Architecture:
     ties: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     uncalled: tuple[str | When, ...] = ()
     transposed_experts: bool = False
+    plain: tuple[str | Slice | When, ...] = ()
     open: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    files: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    files: Mapping[str, str | tuple[str, ...] | When] = field(default_factory=dict)
+    shared: Mapping[str, tuple[str, Count]] = field(default_factory=dict)
     ignored: tuple[str | When, ...] = ()
 
     def __post_init__(self) -> None:
@@ -112,6 +121,14 @@ class Architecture:
             if role not in ROLES:
                 raise PluginError(f"unknown role {role!r}", where, nearest(role, ROLES))
             _check_place(path, f"{where}, {role}")
+        for path, (beside, count) in self.shared.items():
+            if path.split(".").count("*") != 1 or beside.split(".").count("*") != 1:
+                raise PluginError(
+                    f"{path!r} or {beside!r} is not of one layer", f"{where}, shared", '"layers.*.shared"'
+                )
+            check_count(count, where)
+        for place in self.plain:
+            _check_place(place.path if isinstance(place, When) else place, f"{where}, plain")
 
     @property
     def bases(self) -> tuple[str, ...]:

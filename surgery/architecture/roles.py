@@ -17,7 +17,7 @@ _FAMILIES: dict[str, str] = {
     "mlp": "gate up down",
     "moe": "router experts.gate experts.up experts.down shared.gate shared.up shared.down shared_gate",
     "ssm": "input gate B C dt x conv output",
-    "linear_attention": "query key value output gate",
+    "linear_attention": "query key value beta decay conv output gate",
     "embedding": "token position token_type projection relative patch class",
     "head": "lm transform classifier projection",
     "norm": "embedding final query key head",

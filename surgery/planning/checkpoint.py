@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.architecture import Architecture, When
-from surgery.architecture.counts import setting
+from surgery.architecture.counts import UnknownSettingError, count_of, setting
 from surgery.errors import CheckpointError
 from surgery.planning.headers import TensorHeader, read_checkpoint_headers
 from surgery.planning.inventory import Inventory, ParameterEntry
@@ -42,11 +42,40 @@ def inventory_of_checkpoint(folder: Path, architecture: Architecture | None, con
             source = names[target]
             entries.append(ParameterEntry(path, parameter, source.shape, source.dtype, ""))
             groups.setdefault(target, [target]).append(alias)
+    for alias, target in _shared(names, architecture, settings) if architecture else ():
+        path, _, parameter = alias.rpartition(".")
+        entries.append(ParameterEntry(path, parameter, names[target].shape, names[target].dtype, ""))
+        groups.setdefault(target, [target]).append(alias)
     ties = {name: tuple(other for other in group if other != name) for group in groups.values() for name in group}
     # Names that were left out come last, as heads do in a model: the first name of a tied tensor is then the same one.
     return Inventory(
         str(config.get("model_type") or "") or None, "", "headers", tuple(entries), ties, settings, config or None
     )
+
+
+def _shared(
+    names: Mapping[str, ParameterEntry], architecture: Architecture, settings: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    """Yield (name that was left out, name in the file) of modules that several layers share."""
+    made = 0
+    for path, (beside, count) in architecture.shared.items():
+        layers = sorted({int(match[1]) for match in map(_pattern(beside).search, names) if match})
+        stored: dict[int, list[re.Match[str]]] = defaultdict(list)
+        for match in filter(None, map(_pattern(path).search, names)):
+            stored[int(match[1])].append(match)
+        try:
+            several = max(1, count_of(count, settings, architecture.defaults))
+        except UnknownSettingError as error:
+            what = f"the configuration does not say {error.name!r}, how many modules the layers share"
+            raise CheckpointError(what, "config.json", "complete it, or plan from the model itself") from None
+        for position, layer in enumerate(layers):
+            for match in stored[layers[position % several]]:
+                alias = f"{match.string[: match.start(1)]}{layer}{match.string[match.end(1) :]}"
+                made += 1
+                if made > _MOST_TENSORS:
+                    raise CheckpointError(f"layers that share modules have more than {_MOST_TENSORS:,} tensors")
+                if alias not in names:
+                    yield alias, match.string
 
 
 def _refuse_hostile(names: Collection[str], folder: Path) -> None:
@@ -83,11 +112,14 @@ class _Place:
 class _Names:
     """`Architecture.files` and `Architecture.ignored`, ready to be matched."""
 
-    def __init__(self, architecture: Architecture, settings: Mapping[str, Any]) -> None:
-        self._renamings = [
-            (name, [_pattern(pattern) for pattern in (patterns if isinstance(patterns, tuple) else (patterns,))])
-            for name, patterns in architecture.files.items()
-        ]
+    def __init__(self, architecture: Architecture, settings: Mapping[str, Any], stored: Iterable[str]) -> None:
+        self._renamings: list[tuple[str, list[re.Pattern[str]]]] = []
+        for name, given in architecture.files.items():
+            if isinstance(given, When) and not any(map(_pattern(given.beside).search, stored)):
+                continue
+            patterns = (str(given.path),) if isinstance(given, When) else given
+            patterns = patterns if isinstance(patterns, tuple) else (patterns,)
+            self._renamings.append((name, [_pattern(pattern) for pattern in patterns]))
         ignored = [item if isinstance(item, When) else When(item) for item in architecture.ignored]
         self._ignored = [
             _pattern(str(item.path))
@@ -118,9 +150,10 @@ _Pieces = list[tuple[_Place, TensorHeader]]
 
 
 def _entries(
-    headers: Iterable[TensorHeader], architecture: Architecture | None, settings: Mapping[str, Any]
+    headers: Collection[TensorHeader], architecture: Architecture | None, settings: Mapping[str, Any]
 ) -> Iterator[ParameterEntry]:
-    names = _Names(architecture or Architecture((), "", {}, {}), settings)
+    stored = [header.name for header in headers]
+    names = _Names(architecture or Architecture((), "", {}, {}), settings, stored)
     found: dict[str, _Pieces] = defaultdict(list)
     for header in headers:
         if not names.is_ignored(header.name):

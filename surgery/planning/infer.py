@@ -291,6 +291,8 @@ def _infer_outside(inventory: Inventory, stacks: _Stacks, found: _Found) -> None
         role = named(entry.path, OUTSIDE)
         if role is None or stacks.holds(entry) or len(entry.shape) != 2:
             continue
+        if role.startswith("head.") and re.search(r"\.\d+\.", entry.path):
+            continue  # inside a list: a router may be called classifier
         if entry.host and (entry.host == "embedding") != role.startswith("embedding."):
             continue
         is_vocabulary = role in ("embedding.token", "head.lm")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias, TypeVar
 
 from surgery.architecture import Architecture, Part, Site, Slice, When
 from surgery.architecture.counts import Count, UnknownSettingError, count_of, setting
@@ -14,7 +14,7 @@ from surgery.architecture.roles import OTHER
 from surgery.errors import PlanError, PluginError
 from surgery.planning.inventory import Inventory, ParameterEntry
 
-__all__ = ["sites_of"]
+__all__ = ["plain_names", "sites_of"]
 
 T = TypeVar("T")
 
@@ -23,7 +23,8 @@ _NOTHING = Architecture((), "", {}, {})
 _MATRICES = ("attention.", "cross_attention.", "linear_attention.", "mlp.", "moe.", "ssm.")
 """Beginnings of roles whose 2-D parameters are matrices of linear maps, whatever module holds them."""
 
-_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
+_INDEX = re.compile(r"(?<=\.)(?:expert_)?\d+(?=\.)")
+"""An index of a list inside a layer; some call the modules of experts so."""
 
 
 _TABLES = ("embedding.token", "embedding.position", "embedding.token_type", "embedding.relative")
@@ -37,10 +38,19 @@ class _Place:
     beside: str = ""
 
 
+_Index: TypeAlias = Mapping[str, Sequence[_Place]]
+
+
 def sites_of(inventory: Inventory, architecture: Architecture | None) -> tuple[Site, ...]:
     """Return every site of the model in module order. Without an architecture all roles are `other.<path>`."""
     anatomy = _Anatomy(architecture or _NOTHING, inventory)
     return tuple(site for entry in inventory.entries for site in anatomy.sites(entry))
+
+
+def plain_names(inventory: Inventory, architecture: Architecture | None) -> frozenset[str]:
+    """Return the names of parameters of which all, or a part, has no role because `Architecture.plain` says so."""
+    anatomy = _Anatomy(architecture or _NOTHING, inventory)
+    return frozenset(entry.name for entry in inventory.entries if anatomy.plain(entry))
 
 
 class _Anatomy:
@@ -52,6 +62,8 @@ class _Anatomy:
         self._settings = inventory.settings
         self._roles = self._index(architecture.places(heads=False))
         self._heads = self._index(architecture.places(heads=True))
+        plain = [place if isinstance(place, When) else When(place) for place in architecture.plain]
+        self._plain = self._index((OTHER, when.path, when) for when in plain)
         self._uncalled = frozenset(
             path.path if isinstance(path, When) else path
             for path in architecture.uncalled
@@ -84,7 +96,8 @@ class _Anatomy:
 
     def _take_stock(self, entries: Iterable[ParameterEntry]) -> set[tuple[str, int | None, str]]:
         """Which modules and parameters each layer has, of those that a place must be beside."""
-        wanted = {place.beside for index in (self._roles, self._heads) for found in index.values() for place in found}
+        indices = (self._roles, self._heads, self._plain)
+        wanted = {place.beside for index in indices for found in index.values() for place in found}
         present: set[tuple[str, int | None, str]] = set()
         for entry in entries if any(wanted) else ():
             stack, layer, relative = self._locate(entry)
@@ -93,11 +106,11 @@ class _Anatomy:
 
     def sites(self, entry: ParameterEntry) -> Iterator[Site]:
         stack, layer, relative = self._locate(entry)
-        places = self._find(stack, relative) if relative else ()
-        places = places or _look_up(self._heads, entry.name)
-        places = [place for place in places if not place.beside or (stack, layer, place.beside) in self._present]
+        other = f"{OTHER}{entry.path or entry.parameter}"
+        places = self._places(entry, (self._roles, self._heads))
+        places += [replace(place, role=other) for place in self.plain(entry)]
         unknown = () if places or entry.parameter.endswith("bias") else _look_up(self._architecture.open, relative)
-        places = places or [_Place(f"{OTHER}{entry.path or entry.parameter}", None)]
+        places = places or [_Place(other, None)]
         parts = [self._part(entry, place.slice) if place.slice else None for place in places]
         if len(places) > 1:
             self._refuse_overlaps(entry, [place.role for place in places], parts)
@@ -105,7 +118,7 @@ class _Anatomy:
             shape = entry.shape
             if part is not None:
                 shape = (*shape[: part.axis], part.size, *shape[part.axis + 1 :])
-            is_called = relative.rpartition(".")[0] not in self._uncalled
+            is_called = (relative.rpartition(".")[0] if relative else entry.path) not in self._uncalled
             yield Site(
                 role=place.role,
                 stack=stack,
@@ -131,12 +144,24 @@ class _Anatomy:
                 return stack.name, found[0], f"*.{found[1]}"
         return "", None, relative
 
-    def _find(self, stack: str, relative: str) -> Sequence[_Place]:
-        """Look up a name; where it is not described, with a star for each index: a list inside a layer."""
-        return self._find_exactly(stack, relative) or self._find_exactly(stack, _INDEX.sub("*", relative))
+    def plain(self, entry: ParameterEntry) -> list[_Place]:
+        """Return what of a parameter has no role of the vocabulary, knowingly."""
+        return self._places(entry, (self._plain, self._plain)) if self._plain else []
 
-    def _find_exactly(self, stack: str, relative: str) -> Sequence[_Place]:
-        return (_look_up(self._roles, f"{stack}:{relative}") if stack else ()) or _look_up(self._roles, relative)
+    def _places(self, entry: ParameterEntry, tables: tuple[_Index, _Index]) -> list[_Place]:
+        """Return what tables, of the base model and of the whole one, say of a parameter in its layer."""
+        stack, layer, relative = self._locate(entry)
+        places = self._find(tables[0], stack, relative) if relative else ()
+        places = places or _look_up(tables[1], entry.name)
+        return [place for place in places if not place.beside or (stack, layer, place.beside) in self._present]
+
+    def _find(self, table: _Index, stack: str, relative: str) -> Sequence[_Place]:
+        """Look up a name; where it is not described, with a star for each index: a list inside a layer."""
+        starred = _INDEX.sub("*", relative)
+        return self._find_exactly(table, stack, relative) or self._find_exactly(table, stack, starred)
+
+    def _find_exactly(self, table: _Index, stack: str, relative: str) -> Sequence[_Place]:
+        return (_look_up(table, f"{stack}:{relative}") if stack else ()) or _look_up(table, relative)
 
     def _host(self, entry: ParameterEntry, role: str, layer: int | None, is_called: bool) -> str:
         """What holds a tensor: what the model says, but for a matrix that no call of its module applies."""
@@ -225,10 +250,10 @@ class _Stack:
 
     def __init__(self, name: str, path: str, names: Iterable[str]) -> None:
         self.name = name
-        numbers = r"\.(\d+)\.".join(re.escape(part) for part in path.split(".*."))
+        numbers = re.escape(path).replace(r"\*", r"(\d+)")
         self._pattern = re.compile((numbers + r"\." if path else "") + r"(\d+)\.(.+)")
         self._layers: dict[tuple[int, ...], int] | None = None
-        if ".*." in path:
+        if "*" in path:
             found = {match.groups()[:-1] for match in map(self._pattern.fullmatch, names) if match}
             indices = sorted(tuple(map(int, group)) for group in found)
             self._layers = {index: position for position, index in enumerate(indices)}

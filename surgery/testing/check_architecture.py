@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import nn
 from surgery.adapter import AdapterType
 from surgery.architecture import Architecture, Site
 from surgery.operation import operate
-from surgery.planning import plan, sites
+from surgery.planning import inventory, plan, sites
+from surgery.planning.sites import plain_names
 from surgery.registry import Provenance, Registered, Registry, load_registry
 from surgery.spec import Rule, Spec
 from surgery.testing.architecture_checks import BOUND, outputs_of
@@ -26,8 +28,9 @@ def check_architecture(
 ) -> None:
     """Check an architecture against a tiny live model of its type.
 
-    Every parameter has a role; slices tile their axis; the meta device tells the same sites; a forward uses every
-    site; merging leaves the outputs, up to rounding; merge then unmerge is the identity on all of them.
+    Every parameter has a role, or none by `Architecture.plain`; slices tile their axis; the meta device tells the same
+    sites; a forward uses every site; merging leaves the outputs, up to rounding; merge then unmerge is the identity on
+    all of them.
 
     Args:
         architecture: the data to check.
@@ -44,7 +47,8 @@ def check_architecture(
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     assert model_type in architecture.types, f"the model's type is {model_type!r}, not one of {architecture.types}"
     found = sites(model, registry)
-    _check_roles(found, allow_other)
+    taken = inventory(model, registry)
+    _check_roles(found, {*allow_other, *plain_names(taken, architecture)})
     _check_tiling(found, model)
     meta = sites(copy.deepcopy(model).to("meta"), registry)
     assert [site.key for site in meta] == [site.key for site in found], "the meta device tells other sites"
@@ -67,7 +71,7 @@ def _registry(architecture: Architecture) -> Registry:
     )
 
 
-def _check_roles(found: tuple[Site, ...], allow_other: tuple[str, ...]) -> None:
+def _check_roles(found: tuple[Site, ...], allow_other: Collection[str]) -> None:
     other = [site.name for site in found if site.role.startswith("other.") and site.name not in allow_other]
     assert not other, f"no role for {other[:10]}"
     by_key: dict[str, list[str]] = defaultdict(list)

@@ -13,7 +13,7 @@ from surgery import Architecture, Part, Site, Slice, When
 from surgery.architecture import ROLES, is_role
 from surgery.errors import PlanError, PluginError
 from surgery.planning.inventory import Inventory, ParameterEntry
-from surgery.planning.sites import sites_of
+from surgery.planning.sites import plain_names, sites_of
 
 
 @st.composite
@@ -274,3 +274,47 @@ def test_hosts_that_are_guessed_from_a_header(role: str, shape: tuple[int, ...],
     entry = ParameterEntry("a", "weight", shape, "float32", "")
     (found,) = sites_of(Inventory("x", "", "headers", (entry,)), Architecture(("x",), "", {}, {role: "a"}))
     assert found.host == host
+
+
+# What is known and has no role ----------------------------------------------------------------------------------------
+
+
+def test_the_rest_of_a_fused_weight_has_no_role_knowingly() -> None:
+    entry = ParameterEntry("layers.0.q", "weight", (8, 4), "float32", "linear")
+    other = ParameterEntry("layers.0.q", "A_log", (8,), "float32", "other")
+    taken = Inventory("x", "", "model", (entry, other))
+    query, gate = (Slice("*.q.weight", (2, 2, -1), 1, start) for start in (0, 1))
+    made = Architecture(("x",), "", {"decoder": "layers"}, {"attention.query": query}, plain=(gate,))
+    first, second, third = sites_of(taken, made)
+    assert (first.role, second.role, third.role) == ("attention.query", "other.layers.0.q", "other.layers.0.q")
+    assert first.slice is not None and second.slice is not None
+    assert (first.slice.indices(), second.slice.indices()) == ((0, 1, 4, 5), (2, 3, 6, 7))
+    assert second.key == "layers.0.q.weight:other.layers.0.q"
+    assert plain_names(taken, made) == {"layers.0.q.weight"}
+    whole = Architecture(("x",), "", {"decoder": "layers"}, {"attention.query": query}, plain=(gate, "*.q.A_log"))
+    assert plain_names(taken, whole) == {"layers.0.q.weight", "layers.0.q.A_log"}
+    assert plain_names(taken, None) == frozenset()
+
+
+def test_what_is_plain_may_depend_on_the_layer_and_the_configuration() -> None:
+    entries = tuple(
+        ParameterEntry(f"layers.{n}.{name}", "w", (2,), "float32", "other")
+        for n, name in ((0, "a"), (1, "b"), (1, "a"))
+    )
+    places = (When("*.a", beside="*.b"), When("*.b", {"size": 3}))
+    made = Architecture(("x",), "", {"decoder": "layers"}, {}, plain=places)
+    assert plain_names(Inventory("x", "", "model", entries), made) == {"layers.1.a.w"}
+    assert plain_names(Inventory("x", "", "model", entries, {}, {"size": 3}), made) == {"layers.1.a.w", "layers.1.b.w"}
+
+
+def test_a_role_and_none_at_once_are_a_mistake() -> None:
+    entry = ParameterEntry("q", "weight", (8, 4), "float32", "linear")
+    for plain in ("q", Slice("q", (2, -1))):
+        made = Architecture(("x",), "", {}, {"attention.query": Slice("q", (2, -1))}, plain=(plain,))
+        with pytest.raises(PluginError, match="has two roles"):
+            sites_of(Inventory("x", "", "model", (entry,)), made)
+    with pytest.raises(PluginError, match="star inside a name"):
+        Architecture(("x",), "", {}, {}, plain=("*.q*",))
+    for path, beside in (("shared", "layers.*.a"), ("layers.*.shared", "a"), ("layers.*.b.*.shared", "layers.*.a")):
+        with pytest.raises(PluginError, match="not of one layer"):
+            Architecture(("x",), "", {}, {}, shared={path: (beside, 1)})

@@ -5,66 +5,14 @@ For experts see `tests/operation/test_operation_experts.py`, which compares with
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from families import build
+from fused import assert_near, convolved, moved_by_lora, parts_of, record, rows, scan
 from torch import nn
 from torch.nn import functional as F
-
-from surgery import Rule, Site, Spec, load_registry, operate, plan, sites
-
-REGISTRY = load_registry()
-
-
-def parts_of(model: nn.Module, path: str, layer: int = 0) -> dict[str, Site]:
-    """Sites of the weight of `layer`'s module `path`, by role."""
-    found = {s.role: s for s in sites(model, REGISTRY) if s.layer == layer and s.path.endswith(path)}
-    return {role: site for role, site in found.items() if site.slice is not None}
-
-
-def rows(model: nn.Module, site: Site) -> torch.Tensor:
-    """The site's rows of the fused weight, copied."""
-    assert site.slice is not None
-    return model.get_parameter(site.name).detach()[list(site.slice.indices())].clone()
-
-
-def moved_by_lora(model: nn.Module, site: Site, call: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Adapt the site alone; return its merged rows and the live output, having checked that nothing else moved."""
-    before = model.get_parameter(site.name).detach().clone()
-    rule = Rule(role=site.role.replace(".", r"\."), target=site.path.replace(".", r"\."), adapter="lora", rank=2, expect=1,
-                allow_oversized=True)  # fmt: skip
-    with operate(model, plan(Spec(name="x", rules=[rule]), model, REGISTRY), registry=REGISTRY) as op:
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for _, tensor in sorted(op.trainable().items()):
-                tensor.add_(torch.randn(tensor.shape, generator=generator))
-        live = call().detach()
-        op.merge()
-        after = model.get_parameter(site.name).detach().clone()
-    assert site.slice is not None
-    inside = list(site.slice.indices())
-    outside = [row for row in range(len(before)) if row not in inside]
-    assert torch.equal(after[outside], before[outside])
-    assert not torch.equal(after[inside], before[inside])
-    return after[inside], live
-
-
-def record(module: nn.Module) -> list[tuple[tuple[Any, ...], dict[str, Any], torch.Tensor]]:
-    """Remember what `module` is called with and what it returns."""
-    calls: list[Any] = []
-    module.register_forward_hook(lambda _, args, kwargs, out: calls.append((args, kwargs, out)), with_kwargs=True)
-    return calls
-
-
-def assert_near(found: torch.Tensor, expected: torch.Tensor, effect: torch.Tensor) -> None:
-    """Rotations and scans of transformers pass through float32 even in a model of float64."""
-    size = float(effect.abs().max())
-    assert size > 1e-4
-    assert (found - expected).abs().max() < max(1e-3 * size, 1e-5)
-
 
 # Latent attention -----------------------------------------------------------------------------------------------------
 
@@ -124,23 +72,10 @@ def test_latent_attention(name: str, role: str) -> None:
 # State spaces ---------------------------------------------------------------------------------------------------------
 
 
-def scan(x: torch.Tensor, step: torch.Tensor, decay: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-    """h' = exp(step * decay) h + step * B x; y = C h. x, step: (batch, length, channels); b, c: (..., channels, state)."""
-    state, out = torch.zeros_like(b[:, 0] * x[:, 0, :, None]), []
-    for t in range(x.shape[1]):
-        state = torch.exp(step[:, t, :, None] * decay) * state + (step[:, t] * x[:, t])[..., None] * b[:, t]
-        out.append((state * c[:, t]).sum(-1))
-    return torch.stack(out, dim=1)
-
-
-def convolved(mixer: Any, x: torch.Tensor) -> torch.Tensor:
-    return F.silu(mixer.conv1d(x.transpose(1, 2))[..., : x.shape[1]]).transpose(1, 2)
-
-
 def mamba(mixer: Any, x: torch.Tensor, maps: dict[str, torch.Tensor]) -> torch.Tensor:
     inner = convolved(mixer, x @ maps["ssm.x"].T)
     low, b, c = (inner @ maps[role].T for role in ("ssm.dt", "ssm.B", "ssm.C"))
-    if hasattr(mixer, "dt_layernorm"):
+    if hasattr(mixer, "dt_layernorm"):  # Jamba, Falcon Mamba
         low, b, c = mixer.dt_layernorm(low), mixer.b_layernorm(b), mixer.c_layernorm(c)
     step = F.softplus(low @ mixer.dt_proj.weight.T + mixer.dt_proj.bias)
     y = scan(inner, step, -mixer.A_log.exp(), b[:, :, None], c[:, :, None]) + mixer.D * inner
@@ -157,16 +92,33 @@ def mamba_2(mixer: Any, x: torch.Tensor, maps: dict[str, torch.Tensor]) -> torch
         return grouped.repeat_interleave(width // mixer.n_groups, dim=2)
 
     wide = mixer.head_dim
-    step = F.softplus(x @ maps["ssm.dt"].T + mixer.dt_bias).repeat_interleave(wide, dim=-1)
+    step = F.softplus(x @ maps["ssm.dt"].T + mixer.dt_bias).clamp(min=mixer.time_step_limit[0])
+    step = step.repeat_interleave(wide, dim=-1)
     decay = -mixer.A_log.exp().repeat_interleave(wide)[:, None]
     y = scan(inner, step, decay, each(b), each(c)) + mixer.D.repeat_interleave(wide) * inner
-    return mixer.out_proj(mixer.norm(y, x @ maps["ssm.gate"].T))
+    gate = x @ maps["ssm.gate"].T
+    return mixer.out_proj(y * F.silu(gate) if isinstance(mixer.norm, nn.Identity) else mixer.norm(y, gate))
 
+
+def falcon_h1(mixer: Any, x: torch.Tensor, maps: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Each part of the projection has a factor of its own."""
+    factors = zip(STATE_SPACE_2, mixer.layer_factors, strict=True)
+    return mamba_2(mixer, x * mixer.ssm_in_multiplier, {role: maps[role] * factor for role, factor in factors})
+
+
+STATE_SPACE = ("ssm.x", "ssm.gate", "ssm.dt", "ssm.B", "ssm.C")
+STATE_SPACE_2 = ("ssm.gate", "ssm.x", "ssm.B", "ssm.C", "ssm.dt")
 
 SPACES = {
-    "MambaModel": (mamba, "mixer", ("ssm.x", "ssm.gate", "ssm.dt", "ssm.B", "ssm.C")),
-    "Mamba2Model": (mamba_2, "mixer", ("ssm.gate", "ssm.x", "ssm.B", "ssm.C", "ssm.dt")),
-    "JambaModel": (mamba, "mamba", ("ssm.x", "ssm.gate", "ssm.dt", "ssm.B", "ssm.C")),
+    "MambaModel": (mamba, "mixer", STATE_SPACE),
+    "Mamba2Model": (mamba_2, "mixer", STATE_SPACE_2),
+    "JambaModel": (mamba, "mamba", STATE_SPACE),
+    "FalconMambaModel": (mamba, "mixer", STATE_SPACE),
+    "BambaModel": (mamba_2, "mamba", STATE_SPACE_2),
+    "GraniteMoeHybridModel": (mamba_2, "mamba", STATE_SPACE_2),
+    "NemotronHModel": (mamba_2, "mixer", STATE_SPACE_2),
+    "Zamba2Model": (mamba_2, "mamba", STATE_SPACE_2),
+    "FalconH1Model": (falcon_h1, "mamba", STATE_SPACE_2),
 }
 
 
@@ -176,6 +128,7 @@ def test_state_spaces(name: str, role: str) -> None:
     model, batch = build(name)
     model = model.double()
     mixer = getattr(model.layers[0], child)
+    mixer.layer_factors = getattr(model.config, "ssm_multipliers", None)
     found = {**parts_of(model, "in_proj"), **parts_of(model, "x_proj")}
     assert set(found) == set(roles)
     calls = record(mixer)
@@ -192,3 +145,29 @@ def test_state_spaces(name: str, role: str) -> None:
         assert_near(forward(mixer, x, maps), plain, plain)
         merged, live = moved_by_lora(model, found[role], call)
         assert_near(forward(mixer, x, {**maps, role: merged}), live, live - plain)
+
+
+def test_heads_of_zamba() -> None:
+    """Rows of what is scanned and of its gate take turns; each head has a projection of its own to dt, B and C."""
+    model, batch = build("ZambaModel")
+    model = model.double()
+    mixer = model.layers[0].mamba
+    found = {**parts_of(model, "in_proj"), **parts_of(model, "mamba")}
+    assert set(found) == set(STATE_SPACE)
+    calls = record(mixer)
+    model(**batch)
+    x, plain = calls[0][1]["hidden_states"], calls[0][2]
+    heads, width = mixer.n_mamba_heads, mixer.mamba_head_dim
+    low, b, c = (mixer.x_proj_weight[:, list(found[role].slice.indices())] for role in ("ssm.dt", "ssm.B", "ssm.C"))
+    with torch.no_grad():
+        inner = convolved(mixer, x @ rows(model, found["ssm.x"]).T).unflatten(-1, (heads, width))
+        gate = (x @ rows(model, found["ssm.gate"]).T).unflatten(-1, (heads, width))
+        made = []
+        for head in range(heads):
+            here = inner[:, :, head]
+            step = F.softplus(here @ low[head].T @ mixer.dt_proj_weight[head].T + mixer.dt_proj_bias[head])
+            scanned = scan(
+                here, step, -mixer.A_log[head].exp(), (here @ b[head].T)[:, :, None], (here @ c[head].T)[:, :, None]
+            )
+            made.append((scanned + mixer.D[head] * here) * F.silu(gate[:, :, head]))
+        assert_near(mixer.out_proj(torch.cat(made, dim=-1)), plain, plain)

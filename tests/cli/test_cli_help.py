@@ -93,6 +93,6 @@ def test_completion_of_spec_files(script: Run) -> None:
 
 
 def test_completion_of_plugin_names(script: Run) -> None:
-    words = "surgery check --no-plugin lo"
+    words = "surgery check --no-plugin lora"
     result = script(_SURGERY_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD="3")
     assert result.out.split() == ["lora"]

@@ -8,6 +8,9 @@ import families_core
 import families_decoders
 import families_encoders
 import families_experts
+import families_hybrids
+import families_kin
+import families_unusual
 import torch
 from family import Family
 from torch import nn
@@ -15,7 +18,15 @@ from torch import nn
 __all__ = ["CONFIGS", "FAMILIES", "WORDS", "Family", "build", "family"]
 
 WORDS = 37
-_PARTS = (families_core, families_encoders, families_decoders, families_experts)
+_PARTS = (
+    families_core,
+    families_encoders,
+    families_decoders,
+    families_experts,
+    families_hybrids,
+    families_kin,
+    families_unusual,
+)
 
 CONFIGS = {kind: config for part in _PARTS for kind, config in part.CONFIGS.items()}
 FAMILIES: tuple[Family, ...] = tuple(family for part in _PARTS for family in part.FAMILIES)

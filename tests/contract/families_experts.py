@@ -48,25 +48,6 @@ _HEADS = ("Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassifi
 _ALL_HEADS = (*_HEADS, "ForQuestionAnswering")
 
 
-def _other(base: str, layers: tuple[int, ...], *names: str) -> tuple[str, ...]:
-    return tuple(f"{base}layers.{layer}.{name}" for layer in layers for name in names)
-
-
-def _state_space(kind: str, cls: str, config: dict[str, Any], note: str, *names: str) -> Family:
-    base = "" if cls.endswith("Model") else "backbone."
-    return Family(kind, cls, config, note, other=_other(base, (0, 1), *names))
-
-
-_MAMBA = ("mixer.A_log", "mixer.D")
-_MAMBA_2 = (*_MAMBA, "mixer.norm.weight")
-_JAMBA = ("mamba.A_log", "mamba.D", *(f"mamba.{name}_layernorm.weight" for name in ("dt", "b", "c")))
-
-
-def _gpt_oss(head: str, config: dict[str, Any], note: str = "") -> Family:
-    base = "" if head == "Model" else "model."
-    return Family("gpt_oss", f"GptOss{head}", config, note, other=_other(base, (0, 1), "self_attn.sinks"))
-
-
 FAMILIES: tuple[Family, ...] = (
     *(Family("mixtral", f"Mixtral{head}") for head in _ALL_HEADS),
     Family("mixtral", "MixtralForCausalLM", {"tie_word_embeddings": True}, "tied"),
@@ -93,15 +74,15 @@ FAMILIES: tuple[Family, ...] = (
         )
     ),
     Family("deepseek_v2", "DeepseekV2ForCausalLM", {"mlp_bias": True}, "mlp-biases"),
-    *(_gpt_oss(head, {}) for head in _HEADS),
-    _gpt_oss("ForCausalLM", {"attention_bias": False, "tie_word_embeddings": True}, "tied"),
-    *(_state_space("mamba", cls, {}, "", *_MAMBA) for cls in ("MambaModel", "MambaForCausalLM")),
-    _state_space("mamba", "MambaForCausalLM", {"use_bias": True, "tie_word_embeddings": False}, "untied", *_MAMBA),
-    _state_space("mamba", "MambaForCausalLM", {"time_step_rank": "auto", "use_conv_bias": False}, "auto", *_MAMBA),
-    *(_state_space("mamba2", cls, {}, "", *_MAMBA_2) for cls in ("Mamba2Model", "Mamba2ForCausalLM")),
-    _state_space("mamba2", "Mamba2ForCausalLM", {"use_bias": True, "tie_word_embeddings": True}, "tied", *_MAMBA_2),
+    *(Family("gpt_oss", f"GptOss{head}") for head in _HEADS),
+    Family("gpt_oss", "GptOssForCausalLM", {"attention_bias": False, "tie_word_embeddings": True}, "tied"),
+    *(Family("mamba", cls) for cls in ("MambaModel", "MambaForCausalLM")),
+    Family("mamba", "MambaForCausalLM", {"use_bias": True, "tie_word_embeddings": False}, "untied"),
+    Family("mamba", "MambaForCausalLM", {"time_step_rank": "auto", "use_conv_bias": False}, "auto"),
+    *(Family("mamba2", cls) for cls in ("Mamba2Model", "Mamba2ForCausalLM")),
+    Family("mamba2", "Mamba2ForCausalLM", {"use_bias": True, "tie_word_embeddings": True}, "tied"),
     *(
-        Family("jamba", f"Jamba{head}", config, note, other=_other("" if head == "Model" else "model.", (0, 2, 3), *_JAMBA))
+        Family("jamba", f"Jamba{head}", config, note)
         for head, config, note in (
             ("Model", {}, ""),
             ("ForCausalLM", {}, ""),

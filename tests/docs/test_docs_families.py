@@ -53,15 +53,20 @@ def test_coverage_tells_what_is_described_inferred_and_open(families: ModuleType
         "helium": "inferred fully",
         "nemotron": "not built",
         "persimmon": "inferred partly",
-        "xlnet": "nothing",
+        "xlnet": "declared",
     }
     assert found["persimmon"].named / found["persimmon"].weights == pytest.approx(0.75, abs=0.01)
     assert list(found["persimmon"].open) == ["self_attn.query_key_value"]
     assert not found["persimmon"].without
     assert found["bert"].lists == ["causal", "masked", "classes"]
     page = families.coverage_page(found, "1.2.3")
-    assert "| 1 | declared | 100 % |" in page
-    assert "| `persimmon` | causal, classes | inferred partly | 75.0 % | `self_attn.query_key_value` |  |" in page
+    assert "| 2 | declared | 100 % |" in page
+    assert list(found["xlnet"].plain) == [
+        f"rel_attn.{name}" for name in ("r_r_bias", "r_s_bias", "r_w_bias", "seg_embed")
+    ]
+    assert not found["xlnet"].open and not found["xlnet"].without
+    assert "| `xlnet` | causal, classes | declared | 99.9 % | `rel_attn.r_r_bias`, `rel_attn.r_s_bias`" in page
+    assert "| `persimmon` | causal, classes | inferred partly | 75.0 % |  | `self_attn.query_key_value` |  |" in page
     assert "| `nemotron` | causal: TypeError" in page
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -11,10 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import families_core
+import families_decoders
 import families_experts
+import families_hybrids
+import families_kin
+import families_unusual
 import pytest
 import torch
+from families import FAMILIES as ALL
 from families import Family, build
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from surgery import Architecture, When, load_registry, sites
@@ -23,7 +30,11 @@ from surgery.planning.checkpoint import inventory_of_checkpoint
 from surgery.planning.headers import read_checkpoint_headers
 
 REGISTRY = load_registry()
-FAMILIES = (*families_core.FAMILIES, *families_experts.FAMILIES)
+FAMILIES = tuple(
+    item
+    for part in (families_core, families_experts, families_hybrids, families_kin, families_unusual)
+    for item in part.FAMILIES
+)
 
 
 def told(subject: Any) -> dict[str, tuple[object, ...]]:
@@ -41,6 +52,52 @@ def test_a_folder_tells_the_sites_of_the_model(item: Family, tmp_path: Path) -> 
     assert told(tmp_path / "original") == live
     model.save_pretrained(tmp_path / "fused", save_original_format=False)
     assert told(tmp_path / "fused") == live
+
+
+RENAMED = tuple(
+    item
+    for item in families_decoders.FAMILIES
+    # A bare Gemma 3 is stored under the names of one with a head.
+    if item.kind in ("gpt_neox", "gemma3") and item.cls != "Gemma3Model"
+)
+
+
+@pytest.mark.parametrize("item", RENAMED, ids=str)
+def test_older_names_of_modules(item: Family, tmp_path: Path) -> None:
+    test_a_folder_tells_the_sites_of_the_model(item, tmp_path)
+
+
+def test_the_first_names_of_gemma_3(tmp_path: Path) -> None:
+    model, _ = build("Gemma3ForConditionalGeneration")
+    model.save_pretrained(tmp_path, save_original_format=False)
+    old = {"model.language_model": "language_model.model", "model.vision_tower": "vision_tower.vision_model"}
+    rename(tmp_path, {**old, "model.multi_modal_projector": "multi_modal_projector"})
+    assert not any(name.startswith("model.") for name in read_checkpoint_headers(tmp_path))
+    assert told(tmp_path) == told(model)
+
+
+def rename(folder: Path, names: Mapping[str, str]) -> None:
+    """Write a checkpoint again under other names of its tensors."""
+    tensors = load_file(folder / "model.safetensors")
+    for new, old in names.items():
+        tensors = {
+            re.sub(rf"(^|\.){re.escape(new)}(?=$|\.)", rf"\g<1>{old}", name): tensor for name, tensor in tensors.items()
+        }
+    save_file(tensors, folder / "model.safetensors")
+
+
+LEGACY = ("bert", "electra", "roberta", "xlm-roberta", "albert", "mpnet", "deberta", "deberta-v2", "longformer", "luke",
+          "mobilebert", "convbert", "nystromformer", "fnet", "squeezebert")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LEGACY)
+def test_gamma_and_beta(kind: str, tmp_path: Path) -> None:
+    """What weights and biases of layer norms were called in the first files of BERT and its kin."""
+    model, _ = build(next(item for item in ALL if item.kind == kind and item.cls.endswith("ForMaskedLM")))
+    model.save_pretrained(tmp_path)
+    rename(tmp_path, {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"})
+    assert any(name.endswith("LayerNorm.gamma") for name in read_checkpoint_headers(tmp_path))
+    assert told(tmp_path) == told(model)
 
 
 EXPERTS = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "jamba")
@@ -191,6 +248,35 @@ def test_what_does_not_go_together_is_an_error(
 @pytest.mark.parametrize("number", ["01", "-1", "x", "", "1234567890", "\u0661"])
 def test_what_is_no_number_is_not_stacked(number: str, tmp_path: Path) -> None:
     assert set(names(write(tmp_path, {f"experts.{number}.down": (2,)}), files=FILES)) == {f"experts.{number}.down"}
+
+
+def test_a_name_is_changed_only_beside_another(tmp_path: Path) -> None:
+    files = {"model.tower": When("^tower", beside="^old.model"), "model.text": "^old.model"}
+    old = write(tmp_path / "old", {"tower.w": (1,), "old.model.w": (1,)})
+    assert set(names(old, files=files)) == {"model.tower.w", "model.text.w"}
+    assert set(names(write(tmp_path / "new", {"tower.w": (1,), "text.w": (1,)}), files=files)) == {"tower.w", "text.w"}
+
+
+@pytest.mark.parametrize(("count", "owners"), [(1, [1, 1, 1]), (2, [1, 3, 1]), ("blocks", [1, 3, 1]), (3, [1, 3, 6])])
+def test_modules_that_layers_share_are_stored_once(count: Any, owners: list[int], tmp_path: Path) -> None:
+    tensors = {f"model.layers.{layer}.linear.w": (2,) for layer in (6, 1, 3)} | {"model.layers.0.mamba.w": (2,)}
+    folder = write(tmp_path, tensors | {f"model.layers.{owner}.shared.q": (owner, 4) for owner in owners})
+    architecture = Architecture(("x",), "", {}, {}, shared={"layers.*.shared": ("layers.*.linear", count)})
+    found = inventory_of_checkpoint(folder, architecture, {"blocks": 2})
+    shapes = {entry.name: entry.shape for entry in found.entries if ".shared." in entry.name}
+    assert shapes == {f"model.layers.{n}.shared.q": (owner, 4) for n, owner in zip((1, 3, 6), owners, strict=True)}
+    canonical = {name: found.canonical(name) for name in shapes}
+    assert canonical == {name: f"model.layers.{shape[0]}.shared.q" for name, shape in shapes.items()}
+
+
+def test_what_layers_share_is_bounded(tmp_path: Path) -> None:
+    tensors = {f"layers.{layer}.linear.w": (1,) for layer in range(600)}
+    folder = write(tmp_path, tensors | {f"layers.0.shared.{part}.w": (1,) for part in range(600)})
+    architecture = Architecture(("x",), "", {}, {}, shared={"layers.*.shared": ("layers.*.linear", "blocks")})
+    with pytest.raises(CheckpointError, match="more than 250,000 tensors"):
+        inventory_of_checkpoint(folder, architecture, {"blocks": 1})
+    with pytest.raises(CheckpointError, match="does not say 'blocks'"):
+        inventory_of_checkpoint(folder, architecture, {"blocks": True})
 
 
 def test_buffers_and_layers_that_the_model_does_not_read(tmp_path: Path) -> None:
