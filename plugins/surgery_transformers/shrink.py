@@ -60,10 +60,9 @@ _DEPTH = (
     "num_decoder_layers", "num_blocks", "depth",
 )  # fmt: skip
 _STATE_HEADS = ("mamba_n_heads",)
+_WORDS = ("vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size", "src_vocab_size", "tgt_vocab_size")
 _KINDS_OF_LAYERS = ("layer_types", "layers_block_type", "block_types")
 _AT_MOST: Mapping[str, int] = {
-    "vocab_size": _VOCABULARY, "vocab_size_per_layer_input": _VOCABULARY, "decoder_vocab_size": _VOCABULARY,
-    "src_vocab_size": _VOCABULARY, "tgt_vocab_size": _VOCABULARY,
     "max_position_embeddings": 64, "n_positions": 64, "n_ctx": 64, "max_seq_len": 64, "max_sequence_length": 64,
     "max_target_positions": 64, "max_source_positions": 64, "max_2d_position_embeddings": 64,
     "sliding_window": 64, "window_size": 64, "attention_chunk_size": 64,
@@ -109,6 +108,7 @@ def _small(key: str, value: int, size: Size, heads: int, layers: int) -> int:
         (_HIDDEN, size.hidden),
         (_INNER, size.inner),
         (_EXPERT_INNER, size.inner // 2),
+        (_WORDS, _VOCABULARY),
         (_STATE_HEADS, 2 * size.heads),  # a state space is twice as wide as the model
     ):
         if key in keys:

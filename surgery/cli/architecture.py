@@ -20,7 +20,7 @@ def draft(
         str | None, typer.Option("--task", metavar="KIND", help="Draft from the model with this task's head.")
     ] = None,
 ) -> None:
-    """Print a plugin that gives the model's weights their roles, as far as names and shapes tell them.
+    """Print a plugin that gives the model's weights their roles, as far as names, shapes and measurements tell them.
 
     What stays open is named in comments. Read the result against the model's code before trusting it: a name is a
     guess, and norms are left out.

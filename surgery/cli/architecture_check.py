@@ -73,7 +73,8 @@ def check(
 
     Checked are: every parameter has one role; the parts of fused weights make up their axes; models without weights and
     other heads tell the same roles; a forward uses every site; every adapter type merges on every role to the same
-    outputs, and unmerges to the same bits. What a part means is beyond it: compare with the model's own code.
+    outputs, and unmerges to the same bits; linear maps do what they are described as, where small models can be
+    measured. For the rest, compare with the model's own code.
     """
     from surgery.cli.progress import progress
     from surgery.errors import PluginError

@@ -84,6 +84,7 @@ def infer(inventory: Inventory, measured: Mapping[str, Finding] | None = None) -
         stacks=_names(stacks.paths),
         roles=found.roles(_names(stacks.paths)),
         heads={role: tuple(paths) for role, paths in found.heads.items()},
+        plain=found.places_without_role(_names(stacks.paths)),
         open={open_.path: open_.roles for open_ in found.open.values()},
     )
     return Inference(architecture, dict(sorted(found.sources.items())), tuple(found.open.values()))
@@ -95,6 +96,7 @@ class _Found:
     heads: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     sources: dict[str, str] = field(default_factory=dict)
     open: dict[str, Open] = field(default_factory=dict)
+    plain: dict[tuple[str, str], str | Slice] = field(default_factory=dict)
 
     def put(self, stack: str, role: str, path: str | Slice, source: str) -> None:
         name = path.path if isinstance(path, Slice) else path
@@ -103,6 +105,11 @@ class _Found:
 
     def leave(self, path: str, roles: Iterable[str], why: str) -> None:
         self.open.setdefault(path, Open(path, tuple(roles), why))
+
+    def places_without_role(self, names: Mapping[str, str]) -> tuple[str | Slice, ...]:
+        """Return what was measured to have no role, in the stack that it was measured in."""
+        stacks = {path: name for name, path in names.items()}
+        return tuple(_prefixed(place, f"{stacks[stack]}:") for (stack, _), place in self.plain.items())
 
     def roles(self, names: Mapping[str, str]) -> dict[str, Paths]:
         """Return role -> paths, with the stack's name where one path means different things in two stacks."""
@@ -122,6 +129,10 @@ def _prefixed(place: str | Slice, prefix: str) -> str | Slice:
     if isinstance(place, Slice):
         return Slice(prefix + place.path, place.view, place.dim, place.start, place.length, place.axis)
     return prefix + place
+
+
+def _placed(place: str | Slice, path: str) -> str | Slice:
+    return path if isinstance(place, str) else replace(place, path=path)
 
 
 class _Stacks:
@@ -221,16 +232,21 @@ class _Reading:
                 self._refuted.setdefault(inside, (tuple(roles), "it means different things in different layers"))
             elif inside not in self._refuted:
                 self._found.put(self._stack, next(iter(roles)), f"*.{inside}", "names")
-        for inside, finding in self._findings.items():
-            for role, part in finding.parts.items() if inside not in self._refuted else ():
-                path = f"*.{inside}"
-                source = "names" if role == named(inside, IN_LAYERS) and isinstance(part, str) else "measurement"
-                self._found.put(self._stack, role, path if isinstance(part, str) else replace(part, path=path), source)
+        self._hand_over_measurements()
         for inside, parts in self._sliced.items():
             for role, part in parts.items() if inside not in self._refuted else ():
                 self._found.put(self._stack, role, part, "names and sizes")
         for inside, (roles_, why) in self._refuted.items():
             self._found.leave(f"*.{inside}", roles_, why)
+
+    def _hand_over_measurements(self) -> None:
+        for inside, finding in self._findings.items():
+            path = f"*.{inside}"
+            if finding.plain is not None:
+                self._found.plain[self._stack, inside] = _placed(finding.plain, path)
+            for role, part in finding.parts.items():
+                source = "names" if role == named(inside, IN_LAYERS) and isinstance(part, str) else "measurement"
+                self._found.put(self._stack, role, _placed(part, path), source)
 
     def _weights(self, inside: str, entry: ParameterEntry) -> Iterator[Weight]:
         if is_latent(inside):

@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from surgery.architecture import Part, Site
+from surgery.architecture import Architecture, Part, Site
 from surgery.architecture.counts import count_of
-from surgery.errors import Problem
-from surgery.planning import sites
+from surgery.errors import Problem, SurgeryError
+from surgery.planning import anatomy, inventory
+from surgery.planning.inventory import Inventory
+from surgery.planning.sites import sites_of
 from surgery.registry import Registry, Twin, Twins
 from surgery.testing.architecture_checks import Finding
 
 if TYPE_CHECKING:
     from surgery.planning.probe import Finding as Measured
 
-__all__ = ["compare_with_measured"]
+__all__ = ["Contradiction", "compare_with_measured", "contradictions"]
 
 _LAYER = re.compile(r"\.\d+\.")
 _HINT = "read the model's forward: a row of this weight was moved, and this is what moved with it first"
+
+
+@dataclass(frozen=True, slots=True)
+class Contradiction:
+    """What was measured of a linear map, and is not what is said of it.
+
+    Attributes:
+        what: both, in words.
+        is_new: nothing was said of the map.
+    """
+
+    what: str
+    is_new: bool
 
 
 def compare_with_measured(kind: str, config: Any, class_name: str, registry: Registry) -> Finding:
@@ -38,37 +55,52 @@ def compare_with_measured(kind: str, config: Any, class_name: str, registry: Reg
     found = measure(twins) if twins is not None else {}
     if twins is None or not found:
         return Finding("measure", kind, class_name, skipped="nothing can be measured on small models of this class")
-    problems = tuple(
-        Problem(problem.what, f"{kind}, {class_name}, measure: {problem.where}", problem.hint)
-        for problem in _contradictions(found, twins, registry)
-    )
-    maps = len(_maps(twins.models[0], registry))
+    taken = inventory(twins.models[0].model, registry)
+    architecture = anatomy(taken, registry).architecture
+    try:
+        sites_of(taken, architecture)
+    except SurgeryError:
+        return Finding("measure", kind, class_name, skipped="the description does not fit the model")
+    against = contradictions(found, twins, taken, architecture)
+    where = f"{kind}, {class_name}, measure"
+    problems = tuple(Problem(one.what, f"{where}: {path}", _HINT) for path, one in against.items())
+    maps = len(_maps(sites_of(taken, architecture)))
     return Finding("measure", kind, class_name, problems, note=f"{len(found)} of {maps} linear maps of a layer")
 
 
-def _contradictions(found: Mapping[str, Measured], twins: Twins, registry: Registry) -> Iterator[Problem]:
+def contradictions(
+    found: Mapping[str, Measured], twins: Twins, taken: Inventory, architecture: Architecture | None
+) -> dict[str, Contradiction]:
+    """Return path -> what is wrong, for each map that was measured to be something else than is said of it.
+
+    Args:
+        found: what was measured.
+        twins: on what.
+        taken: the inventory of the first of them.
+        architecture: what is said.
+    """
     twin = twins.models[0]
-    described = _maps(twin, registry)
+    described = _maps(sites_of(taken, architecture))
+    against: dict[str, Contradiction] = {}
     for path, one in found.items():
-        if path not in described:
-            continue
-        said = {site.role: _rows(site.slice) for site in described[path] if not site.role.startswith("other.")}
-        measured = {role: _resolved(one, role, described[path], twin) for role in one.parts}
-        for role in sorted(said.keys() | measured.keys()):
-            if role not in measured and not one.parts and not role.startswith(("attention.", "mlp.")):
-                continue
-            if (role in said, said.get(role)) != (role in measured, measured.get(role)):  # None: the whole weight
-                does = " and ".join(measured) or "no role: it scales what an attention has mixed"
-                says = " and ".join(said) or "nothing"
-                rows = " in other rows" if role in measured and role in said else ""
-                yield Problem(f"it is described as {says}, and does what {does} does{rows}", path, _HINT)
-                break
+        named = [site for site in described.get(path, ()) if not site.role.startswith("other.")]
+        said = {site.role: _rows(site.slice) for site in named}
+        width = {path: described[path][0]} if path in described else {}
+        measured = {role: _resolved(one, role, width[path], twin) for role in one.parts} if width else {}
+        if not measured and not any(role.startswith(("attention.", "mlp.")) for role in said):
+            continue  # it scales an attention's result; the vocabulary may have a word for what is left
+        if said != measured:
+            does = " and ".join(measured) or "what scales an attention's result"
+            says = " and ".join(said) or "nothing"
+            rows = " in other rows" if said.keys() == measured.keys() else ""
+            against[path] = Contradiction(f"it is described as {says}, and does what {does} does{rows}", not said)
+    return against
 
 
-def _maps(twin: Twin, registry: Registry) -> dict[str, list[Site]]:
+def _maps(sites: Iterable[Site]) -> dict[str, list[Site]]:
     """Return path with a star -> the sites of the weight in the first layer that has it."""
     first: dict[str, list[Site]] = defaultdict(list)
-    for site in sites(twin.model, registry):
+    for site in sites:
         if site.parameter == "weight" and site.host in ("linear", "conv1d") and _LAYER.search(f".{site.path}."):
             path = _LAYER.sub(".*.", f".{site.path}", count=1).removeprefix(".")
             if not first[path] or first[path][0].path == site.path:
@@ -77,19 +109,18 @@ def _maps(twin: Twin, registry: Registry) -> dict[str, list[Site]]:
 
 
 def _rows(part: Part | None) -> tuple[int, ...] | None:
+    """Return the rows of a part; None stands for the whole weight."""
     return None if part is None else tuple(sorted(part.indices()))
 
 
-def _resolved(one: Measured, role: str, described: list[Site], twin: Twin) -> tuple[int, ...] | None:
-    """Return the rows that were measured to have a role; None for all of them."""
+def _resolved(one: Measured, role: str, described: Site, twin: Twin) -> tuple[int, ...] | None:
+    """Return the rows that were measured to have a role."""
     place = one.parts[role]
     if isinstance(place, str):
         return None
-    weight = twin.model.get_parameter(described[0].name)
+    extent = twin.model.get_parameter(described.name).shape[place.axis]
     view = [count_of(count, twin.settings, {}) for count in place.view]
-    known = 1
-    for extent in view:
-        known *= extent if extent != -1 else 1
-    view = [weight.shape[place.axis] // known if extent == -1 else extent for extent in view]
+    known = math.prod(size for size in view if size != -1)
+    view = [extent // known if size == -1 else size for size in view]
     start, length = (count_of(count, twin.settings, {}) for count in (place.start, place.length))
     return _rows(Part(place.axis, tuple(view), place.dim, start, length))

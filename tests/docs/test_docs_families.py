@@ -1,4 +1,4 @@
-"""The pages about types of models are what `docs/families.py` writes today."""
+"""The pages about types of models are what `docs/families.py` and `docs/coverage.py` write today."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ from surgery.registry import Provenance, Registered
 DOCS = ROOT / "docs"
 
 
-@pytest.fixture(scope="module")
-def families() -> ModuleType:
-    """The script under a name of its own: tests have a module `families` too."""
-    spec = importlib.util.spec_from_file_location("docs_families", DOCS / "families.py")
+def script(name: str) -> ModuleType:
+    """A script of the docs under a name of its own: tests have a module `families` too."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def families() -> ModuleType:
+    return script("families")
 
 
 def test_types_that_plugins_describe(families: ModuleType) -> None:
@@ -43,31 +47,46 @@ def test_a_row_says_types_stacks_families_and_fused_parts(families: ModuleType) 
     assert "\n2 types:" in page
 
 
-def test_coverage_tells_what_is_described_inferred_and_open(families: ModuleType) -> None:
+def test_coverage_tells_what_is_described_inferred_and_measured() -> None:
+    coverage = script("coverage")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = families.measure(load_registry(), ["bert", "helium", "persimmon", "xlnet", "nemotron"])
+        found = coverage.measure(load_registry(), ["bert", "doge", "dots1", "persimmon", "xlnet"])
     statuses = {name: one.status for name, one in found.items()}
     assert statuses == {
         "bert": "declared",
-        "helium": "inferred fully",
-        "nemotron": "not built",
-        "persimmon": "inferred partly",
+        "doge": "inferred partly",
+        "dots1": "not built",
+        "persimmon": "inferred fully",
         "xlnet": "declared",
     }
-    assert found["persimmon"].named / found["persimmon"].weights == pytest.approx(0.75, abs=0.01)
-    assert list(found["persimmon"].open) == ["self_attn.query_key_value"]
-    assert not found["persimmon"].without
-    assert found["bert"].lists == ["causal", "masked", "classes"]
-    page = families.coverage_page(found, "1.2.3")
-    assert "| 2 | declared | 100 % |" in page
+    assert list(found["doge"].without) == ["self_attn.dt_proj"]
     assert list(found["xlnet"].plain) == [
         f"rel_attn.{name}" for name in ("r_r_bias", "r_s_bias", "r_w_bias", "seg_embed")
     ]
-    assert not found["xlnet"].open and not found["xlnet"].without
-    assert "| `xlnet` | causal, classes | declared | 99.9 % | `rel_attn.r_r_bias`, `rel_attn.r_s_bias`" in page
-    assert "| `persimmon` | causal, classes | inferred partly | 75.0 % |  | `self_attn.query_key_value` |  |" in page
-    assert "| `nemotron` | causal: TypeError" in page
+    assert found["bert"].lists == ["causal", "masked", "classes"]
+    assert (found["persimmon"].agreed, found["persimmon"].new) == (3, 1)
+    assert not any(one.contradictions for one in found.values())
+    page = coverage.page(found, "1.2.3")
+    assert "4 types can be built. In 3 of them (75 %)" in page
+    assert "| `persimmon` | causal, classes | inferred fully | 100 % | 4 (1) |  |  |  |" in page
+    assert "| `xlnet` | causal, classes | declared | 99.9 % | 2 | `rel_attn.r_r_bias`, `rel_attn.r_s_bias`" in page
+    assert "None contradicts." in page
+    assert "| `dots1` | causal: TypeError" in page
+
+
+def test_coverage_tells_what_contradicts() -> None:
+    coverage = script("coverage")
+    registry = load_registry()
+    bert = registry.architectures["bert"].value
+    roles = {**bert.roles, "mlp.up": bert.roles["mlp.down"], "mlp.down": bert.roles["mlp.up"]}
+    wrong = Architecture(("bert",), bert.base, bert.stacks, roles, bert.heads)
+    table = {"bert": Registered(wrong, Provenance("wrong", "elsewhere", "1"))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = coverage.measure(Registry({}, table, registry.models, {}, {}), ["bert"])
+    assert len(found["bert"].contradictions) == 2
+    assert "These contradict (2):\n\n- " in coverage.page(found, "1.2.3")
 
 
 @pytest.mark.slow
@@ -78,6 +97,5 @@ def test_coverage_page() -> None:
     written = page.read_text("utf-8").partition("\n## Not built")[0]  # errors differ with what else is installed
     if f"with transformers {transformers.__version__}." not in written:
         pytest.skip("written with another version of transformers")
-    command = [sys.executable, str(DOCS / "families.py"), "--coverage"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert written == done.stdout.partition("\n## Not built")[0], f"python docs/families.py --coverage > {page.name}"
+    done = subprocess.run([sys.executable, str(DOCS / "coverage.py")], capture_output=True, text=True, check=True)
+    assert written == done.stdout.partition("\n## Not built")[0], f"python docs/coverage.py > {page.name}"

@@ -32,11 +32,13 @@ class Finding:
 
     Attributes:
         path: of the map, a star for its layer's number.
-        parts: role -> `path`, or the slice of it that has the role; empty for what is known to have no role.
+        parts: role -> `path`, or the slice of it that has the role.
+        plain: `path`, or the slice of it that is known to have no role; None where all of it has one.
     """
 
     path: str
     parts: Mapping[str, str | Slice] = field(default_factory=dict)
+    plain: str | Slice | None = None
 
 
 def roles_of_layer(bench: Bench, layer: Mapping[str, nn.Module], has_experts: bool) -> dict[str, list[str]]:
@@ -145,17 +147,15 @@ def agreed(
     kinds = {frozenset(of_one) for of_one in rows}
     if len(kinds) != 1 or "" in next(iter(kinds)):
         return None
-    found = sorted(next(iter(kinds)) - {PLAIN})
-    if kinds == {frozenset(found)} and len(found) == 1:
-        return Finding(path, {found[0]: path})
-    parts: dict[str, str | Slice] = {}
-    for role in found:
+    found = sorted(next(iter(kinds)))
+    parts: dict[str, str | Slice] = {found[0]: path} if len(found) == 1 else {}
+    for role in found if len(found) > 1 else ():
         seen = [Seen(_where(of_one, role), len(of_one), sizes) for of_one, sizes in zip(rows, settings, strict=True)]
         part = layout(path, seen, names, axis)
         if part is None:
             return None
         parts[role] = part
-    return Finding(path, parts)
+    return Finding(path, {role: part for role, part in parts.items() if role != PLAIN}, parts.get(PLAIN))
 
 
 def _where(rows: Iterable[str], role: str) -> frozenset[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from surgery.architecture import Slice
 from surgery.architecture.counts import Count, count_of
@@ -25,6 +25,10 @@ class Seen:
     rows: Collection[int]
     width: int
     settings: Mapping[str, Any]
+
+
+_Cut: TypeAlias = tuple[tuple[Count, ...], int, Count, Count]
+"""View, dimension, start and length of a slice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +54,9 @@ def layout(path: str, seen: Sequence[Seen], names: Mapping[str, str], axis: int 
     found = [run for run in runs if run is not None]
     if len(found) < len(runs):
         return None
-    shares = next(_shares(seen, found), None)
-    if shares is not None:
-        return Slice(path, *shares, axis)
+    simple = next((*_shares(seen, found), *_by_heads(seen, found, names)), None)
+    if simple is not None:
+        return Slice(path, *simple, axis)
     counts = tuple(_counts(names))
     start = _common(counts, [run.start for run in found], seen)
     length = _common(counts, [run.length for run in found], seen)
@@ -77,7 +81,7 @@ def _runs(seen: Seen) -> _Runs | None:
     return _Runs(stride, starts[0], length) if fits else None
 
 
-def _shares(seen: Sequence[Seen], runs: Sequence[_Runs]) -> Iterator[tuple[tuple[Count, ...], int, int, int]]:
+def _shares(seen: Sequence[Seen], runs: Sequence[_Runs]) -> Iterator[_Cut]:
     """Yield layouts that need no size of a model: equal shares of the whole, or every so many-th row."""
     for parts in (2, 3, 4):
         for part in range(parts):
@@ -90,6 +94,30 @@ def _shares(seen: Sequence[Seen], runs: Sequence[_Runs]) -> Iterator[tuple[tuple
                 yield (-1, parts), 1, part, 1
 
 
+def _by_heads(seen: Sequence[Seen], runs: Sequence[_Runs], names: Mapping[str, str]) -> Iterator[_Cut]:
+    """Yield layouts that repeat for each head, or for each group of heads: its parts stand side by side."""
+    if "heads" not in names:
+        return
+    queries = f"{_term(names['heads'])} // {_term(names.get('groups', names['heads']))}"
+    for repeats in (names["heads"], names.get("groups", names["heads"])):
+        for parts in (2, 3, f"{queries} + 2"):
+            view = (repeats, parts, -1)
+            units = [
+                one.width // max(1, count_of(repeats, one.settings, {}) * count_of(parts, one.settings, {}))
+                for one in seen
+            ]
+            strides = [one.width // count_of(repeats, one.settings, {}) for one in seen]
+            if strides != [run.stride for run in runs] or not all(units):
+                continue
+            if any(run.start % unit or run.length % unit for run, unit in zip(runs, units, strict=True)):
+                continue
+            places: tuple[Count, ...] = (0, 1, 2, queries, f"{queries} + 1")
+            start = _common(places, [run.start // unit for run, unit in zip(runs, units, strict=True)], seen)
+            length = _common(places[1:], [run.length // unit for run, unit in zip(runs, units, strict=True)], seen)
+            if start is not None and length is not None:
+                yield view, 1, start, length
+
+
 def _counts(names: Mapping[str, str]) -> Iterator[Count]:
     """Yield counts that layouts are made of, simple ones first."""
     yield 0
@@ -97,7 +125,7 @@ def _counts(names: Mapping[str, str]) -> Iterator[Count]:
         return
     heads, head = _term(names["heads"]), _term(names["head"])
     groups = _term(names.get("groups", names["heads"]))
-    yield head
+    yield names["head"]
     for factor in (2, 3):
         yield f"{factor} * {head}"
     yield f"{heads} * {head}"

@@ -20,8 +20,10 @@ __all__ = ["Event", "NotMeasurableError", "Push", "fan_out", "is_linear", "watch
 _SOFTMAX = torch.ops.aten._softmax.default
 _PRODUCTS = frozenset(getattr(torch.ops.aten, name).default for name in ("mm", "bmm", "addmm", "baddbmm"))
 
-_MOST_OPERATIONS = 8_000
-"""Of one pass: a model that walks through positions one by one would be measured for minutes."""
+_MOST_OPERATIONS = 2_000
+_MOST_ELEMENTS = 4_000_000
+"""Of one pass, and of one tensor in it. A usual small model needs 500 and 50,000; one that walks through positions one
+by one, or compares all of them at once, would be measured for minutes."""
 
 Push = Callable[[Tensor], Tensor]
 """Makes of a module's output what the module is to return instead."""
@@ -148,6 +150,8 @@ class _Attention(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._operations > _MOST_OPERATIONS:
             raise NotMeasurableError("a pass takes too many operations")
         output = func(*args, **(kwargs or {}))
+        if isinstance(output, Tensor) and output.numel() > _MOST_ELEMENTS:
+            raise NotMeasurableError("a pass makes too large a tensor")
         if func is _SOFTMAX and args[0].dim() >= 3 and min(args[0].shape[-2:]) > 2:
             scores: Tensor = args[0]
             lengths = (scores.shape[-2], scores.shape[-1])
