@@ -17,9 +17,11 @@ from surgery.adapter import AdapterType
 from surgery.architecture import Architecture, Site
 from surgery.errors import Problem, StateError, SurgeryError
 from surgery.operation import Operation, operate
-from surgery.planning import plan, sites
+from surgery.planning import inventory, plan, sites
+from surgery.planning.sites import plain_names
 from surgery.registry import Registry
 from surgery.spec import Rule, Spec
+from surgery.testing.spared import spared
 from surgery.testing.state import assert_same_state, model_state
 from surgery.testing.tiny import Tiny
 
@@ -89,7 +91,9 @@ def examine(
     except SurgeryError as error:  # two roles for one element, or a view that its axis does not have
         yield told("slices", error.problems)
         return
-    yield told("roles", _without_role(found, other), f"{len(found)} sites, {len({site.role for site in found})} roles")
+    plain = plain_names(inventory(tiny.model, registry), registry.architectures[kind].value)
+    bare = [site for site in found if site.name not in plain or not site.role.startswith("other.")]
+    yield told("roles", _without_role(bare, other), f"{len(found)} sites, {len({site.role for site in found})} roles")
     yield told("slices", _holes(found, tiny.model))
     yield told("meta", _on_meta(found, tiny, registry))
     silent: dict[str, None] = {}
@@ -227,15 +231,20 @@ class _Trial:
         self._tiny = tiny
         self._registry = registry
         self._acts = False
+        self._spared: dict[str, Any] = {}
         self.silent: list[str] = []
         self.apart: list[Problem] = []
 
     def run(self, found: Sequence[Site]) -> None:
         """Try the adapter type on all sites, and leave the model as it was."""
+        self._spared = spared(found, self._kind)
         error = self._error(".*", is_probed=True)
         # A folded parameter is what a merge stores: only output edits can mean something else than their fold.
         roles = dict.fromkeys(site.role for site in found if self._kind.claims(site)) if self._acts else {}
+        left_out = self._spared.get("exclude", {}).get("target", "")
         for role in roles:
+            if left_out and any(site.role == role and re.fullmatch(left_out, site.name) for site in found):
+                continue
             one = self._error(re.escape(role))
             if one > BOUND:
                 names = [site.name for site in found if site.role == role]
@@ -252,7 +261,8 @@ class _Trial:
 
     def _error(self, role: str, *, is_probed: bool = False) -> float:
         """Return how far merging on a role moves the outputs."""
-        rule = Rule(role=role, adapter=self._name, tied="share", allow_oversized=True, **self._kind.defaults())
+        more = {**self._kind.defaults(), **(self._spared if is_probed else {})}
+        rule = Rule(role=role, adapter=self._name, tied="share", allow_oversized=True, **more)
         decided = plan(Spec(name="check", rules=(rule,)), self._tiny.model, self._registry)
         with operate(self._tiny.model, decided, registry=self._registry) as op:
             if is_probed:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from surgery.adapter import AdapterType
 from surgery.architecture import Architecture, Site
 from surgery.operation import operate
 from surgery.planning import inventory, plan, sites
@@ -18,6 +17,7 @@ from surgery.planning.sites import plain_names
 from surgery.registry import Provenance, Registered, Registry, load_registry
 from surgery.spec import Rule, Spec
 from surgery.testing.architecture_checks import BOUND, outputs_of
+from surgery.testing.spared import spared
 from surgery.testing.state import assert_same_state, model_state
 
 __all__ = ["check_architecture"]
@@ -56,7 +56,9 @@ def check_architecture(
         model(*args, **batch)  # transformers leaves marks of its own on a model that runs for the first time
     for name, kind in registry.adapters.items():
         if any(kind.value.claims(site) for site in found):
-            _check_round_trip(name, kind.value, model, registry, args, batch)
+            everything = {**kind.value.defaults(), **spared(found, kind.value)}
+            rule = Rule(target=".*", adapter=name, tied="share", allow_oversized=True, **everything)
+            _check_round_trip(rule, model, registry, args, batch)
 
 
 def _registry(architecture: Architecture) -> Registry:
@@ -94,14 +96,9 @@ def _check_tiling(found: tuple[Site, ...], model: nn.Module) -> None:
 
 
 def _check_round_trip(
-    name: str,
-    kind: AdapterType[Any],
-    model: nn.Module,
-    registry: Registry,
-    args: tuple[Any, ...],
-    batch: dict[str, Any],
+    rule: Rule, model: nn.Module, registry: Registry, args: tuple[Any, ...], batch: dict[str, Any]
 ) -> None:
-    rule = Rule(target=".*", adapter=name, tied="share", allow_oversized=True, **kind.defaults())
+    name = rule.adapter
     decided = plan(Spec(name="check", rules=(rule,)), model, registry)
     before = model_state(model)
     with operate(model, decided, registry=registry) as op:
