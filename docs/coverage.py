@@ -274,8 +274,10 @@ def _escaped(text: str) -> str:
 
 def main() -> None:
     """Print the page."""
+    import torch
     import transformers
 
+    torch.set_num_threads(1)  # on small models threads wait for one another longer than they work
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     print(page(measure(load_registry(), sys.argv[1:] or None), transformers.__version__), end="")

@@ -13,7 +13,7 @@ DECLARED = """\
 # Supported types
 
 What the included plugins describe, by `model_type`. Written by `python docs/families.py > docs/architectures.md`.
-Roles of other types are [inferred](write-an-architecture.md#what-is-inferred) where names and shapes agree, or measured;
+Roles of other types are [inferred](write-an-architecture.md#what-is-inferred) from names and shapes, or measured;
 [how many](studies/architecture-coverage.md).
 """
 

@@ -24,7 +24,7 @@ class Size:
         return self.heads * self.head
 
 
-SIZES = (Size(heads=8, groups=4, head=16, inner=160), Size(heads=12, groups=3, head=8, inner=112))
+SIZES = (Size(heads=4, groups=2, head=16, inner=96), Size(heads=12, groups=3, head=8, inner=112))
 """Two sizes with no proportion in common, so that a layout that fits both is no coincidence."""
 
 _VOCABULARY = 96

@@ -90,11 +90,16 @@ def contradictions(
         if not measured and not any(role.startswith(("attention.", "mlp.")) for role in said):
             continue  # it scales an attention's result; the vocabulary may have a word for what is left
         if said != measured:
-            does = " and ".join(measured) or "what scales an attention's result"
-            says = " and ".join(said) or "nothing"
-            rows = " in other rows" if said.keys() == measured.keys() else ""
-            against[path] = Contradiction(f"it is described as {says}, and does what {does} does{rows}", not said)
+            against[path] = Contradiction(_in_words(said, measured), not said)
     return against
+
+
+def _in_words(said: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
+    if said.keys() == measured.keys():
+        wrong = " and ".join(role for role in said if said[role] != measured[role])
+        return f"the rows described as {wrong} are not the ones that do this"
+    does = " and ".join(measured) or "what scales an attention's result"
+    return f"it is described as {' and '.join(said) or 'nothing'}, and does what {does} does"
 
 
 def _maps(sites: Iterable[Site]) -> dict[str, list[Site]]:

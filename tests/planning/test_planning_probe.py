@@ -89,7 +89,7 @@ def parts(found: Mapping[str, Finding]) -> dict[str, dict[str, str | Slice]]:
 
 def test_parts_are_told_by_what_they_do() -> None:
     assert parts(measure(twins())) == {
-        "mixed": {"attention.query": Slice("layers.*.mixed", (-1, "2 * head"), 1, 0, "head")},
+        "mixed": {"attention.query": Slice("layers.*.mixed", ("heads", 2, -1), 1, 0, 1)},
         "keys": {"attention.key": "layers.*.keys"},
         "values": {"attention.value": "layers.*.values"},
         "back": {"attention.output": "layers.*.back"},
@@ -141,14 +141,14 @@ LAYOUTS: dict[str, tuple[Callable[[], Any], str, tuple[Any, ...], dict[str, tupl
     "persimmon": (
         lambda: transformers.PersimmonConfig(hidden_size=64, num_attention_heads=4, num_hidden_layers=1),
         "PersimmonForCausalLM",
-        (4, 48),
-        {"attention.query": (0, 16), "attention.key": (16, 16), "attention.value": (32, 16)},
+        (4, 3, 16),
+        {"attention.query": (0, 1), "attention.key": (1, 1), "attention.value": (2, 1)},
     ),
     "gpt_bigcode": (
         lambda: transformers.GPTBigCodeConfig(n_embd=64, n_head=4, n_layer=1),
         "GPTBigCodeForCausalLM",
-        (96,),
-        {"attention.query": (0, 64), "attention.key": (64, 16), "attention.value": (80, 16)},
+        (1, 6, 16),
+        {"attention.query": (0, 4), "attention.key": (4, 1), "attention.value": (5, 1)},
     ),
 }
 
@@ -178,8 +178,9 @@ def test_fused_layouts_that_no_plugin_describes(kind: str, registry: Registry) -
 
 def test_a_draft_holds_what_was_measured(registry: Registry) -> None:
     draft = draft_architecture(LAYOUTS["persimmon"][0](), registry)
-    head = "hidden_size // num_attention_heads"
-    assert f'"attention.key": Slice("*.self_attn.query_key_value", view=(-1, "3 * ({head})"), dim=1' in draft.source
+    fused = 'Slice("*.self_attn.query_key_value", view=("num_attention_heads", 3, -1), dim=1'
+    assert f'"attention.query": {fused}),' in draft.source
+    assert f'"attention.value": {fused}, start=2),' in draft.source
     assert not draft.notes
 
 

@@ -147,7 +147,7 @@ def agreed(
     kinds = {frozenset(of_one) for of_one in rows}
     if len(kinds) != 1 or "" in next(iter(kinds)):
         return None
-    found = sorted(next(iter(kinds)))
+    found = list(dict.fromkeys(rows[0]))  # in the order of the weight's rows
     parts: dict[str, str | Slice] = {found[0]: path} if len(found) == 1 else {}
     for role in found if len(found) > 1 else ():
         seen = [Seen(_where(of_one, role), len(of_one), sizes) for of_one, sizes in zip(rows, settings, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeAlias
 
 from surgery.architecture import Slice
@@ -54,9 +55,10 @@ def layout(path: str, seen: Sequence[Seen], names: Mapping[str, str], axis: int 
     found = [run for run in runs if run is not None]
     if len(found) < len(runs):
         return None
-    simple = next((*_shares(seen, found), *_by_heads(seen, found, names)), None)
+    simple = next(chain(_shares(seen, found), _by_heads(seen, found, names)), None)
     if simple is not None:
-        return Slice(path, *simple, axis)
+        view, dim, from_, many = simple
+        return Slice(path, view, dim, from_, many, axis)
     counts = tuple(_counts(names))
     start = _common(counts, [run.start for run in found], seen)
     length = _common(counts, [run.length for run in found], seen)

@@ -20,8 +20,10 @@ _NOISE = 1e-5
 """Relative differences below this are rounding: many attentions compute their softmax in float32."""
 _POSITION = 2
 """The position that is moved; there are positions before and after it."""
-_TOGETHER = 16
+_TOGETHER = 64
 """Rows moved in one pass, each in an example of its own; not the number of positions of any example."""
+_SAMPLE = 16
+"""Rows moved first, spread over the output."""
 _MOST_ROWS = 1024
 """A wider map has kept a size that nobody knew how to make small."""
 
@@ -88,7 +90,7 @@ class Bench:
         if fan_out(module) > _MOST_ROWS:
             raise NotMeasurableError(f"{self._names[module]} is too wide")
         width = fan_out(module)
-        sample = self._some(module, sorted({index * (width - 1) // (_TOGETHER - 1) for index in range(_TOGETHER)}))
+        sample = self._some(module, sorted({index * (width - 1) // (_SAMPLE - 1) for index in range(_SAMPLE)}))
         if all(row.kind in ("mixed", "unknown") for row in sample):
             return [_UNKNOWN] * width  # what no part of says anything is not looked at row by row
         return [

@@ -21,8 +21,8 @@ _SOFTMAX = torch.ops.aten._softmax.default
 _PRODUCTS = frozenset(getattr(torch.ops.aten, name).default for name in ("mm", "bmm", "addmm", "baddbmm"))
 
 _MOST_OPERATIONS = 2_000
-_MOST_ELEMENTS = 4_000_000
-"""Of one pass, and of one tensor in it. A usual small model needs 500 and 50,000; one that walks through positions one
+_MOST_ELEMENTS = 16_000_000
+"""Of one pass, and of one tensor in it. A usual small model needs 500 and 200,000; one that walks through positions one
 by one, or compares all of them at once, would be measured for minutes."""
 
 Push = Callable[[Tensor], Tensor]
