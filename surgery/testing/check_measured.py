@@ -33,7 +33,7 @@ class Contradiction:
 
     Attributes:
         what: both, in words.
-        is_new: nothing was said of the map.
+        is_new: what is said is so, and leaves out some of what was measured, or all.
     """
 
     what: str
@@ -42,6 +42,8 @@ class Contradiction:
 
 def compare_with_measured(kind: str, config: Any, class_name: str, registry: Registry) -> Finding:
     """Compare the roles of linear maps in layers with what moves when a row of their output is moved.
+
+    What has no role is another check's.
 
     Args:
         kind: the model's type, which the registry knows a description of.
@@ -63,7 +65,7 @@ def compare_with_measured(kind: str, config: Any, class_name: str, registry: Reg
         return Finding("measure", kind, class_name, skipped="the description does not fit the model")
     against = contradictions(found, twins, taken, architecture)
     where = f"{kind}, {class_name}, measure"
-    problems = tuple(Problem(one.what, f"{where}: {path}", _HINT) for path, one in against.items())
+    problems = tuple(Problem(one.what, f"{where}: {path}", _HINT) for path, one in against.items() if not one.is_new)
     maps = len(_maps(sites_of(taken, architecture)))
     return Finding("measure", kind, class_name, problems, note=f"{len(found)} of {maps} linear maps of a layer")
 
@@ -90,7 +92,8 @@ def contradictions(
         if not measured and not any(role.startswith(("attention.", "mlp.")) for role in said):
             continue  # it scales an attention's result; the vocabulary may have a word for what is left
         if said != measured:
-            against[path] = Contradiction(_in_words(said, measured), not said)
+            is_new = all(role in measured and rows == measured[role] for role, rows in said.items())
+            against[path] = Contradiction(_in_words(said, measured), is_new)
     return against
 
 

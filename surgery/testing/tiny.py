@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from surgery.errors import PluginError
+from surgery.registry import load_registry
 
 __all__ = ["Tiny", "classes_of", "tiny_config", "tiny_model"]
 
@@ -93,7 +94,22 @@ def tiny_config(model_type: str) -> Any:
             why = f"more than {_MOST:,} parameters"
         except Exception as error:  # a model's own code, on sizes that it may not like
             why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
+    small = _of_a_twin(model_type)
+    if small is not None:
+        return small
     raise PluginError(f"no tiny model of type {model_type!r} can be built: {why}", model_type, "pass --config FILE")
+
+
+def _of_a_twin(model_type: str) -> Any:
+    """Return the configuration of a model that is built to be measured; its sizes are known by more names."""
+    from transformers import CONFIG_MAPPING
+
+    for source in load_registry().models.values():
+        with contextlib.suppress(Exception):  # a type whose own defaults do not hold
+            twins = source.value.twins(CONFIG_MAPPING[model_type](), "")
+            if twins is not None:
+                return twins.models[0].model.config
+    return None
 
 
 _ALWAYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "vocab_size")
