@@ -78,7 +78,7 @@ def _source(architecture: Architecture, class_name: str, notes: Mapping[str, str
     lines = [
         f'"""{class_name}: drafted from a model, to be read against its code."""',
         "",
-        f"from surgery import {', '.join(['Architecture', *_used(inside), 'hookimpl'])}",
+        f"from surgery import {', '.join(['Architecture', *_used({**inside, 'plain': architecture.plain}), 'hookimpl'])}",
         "",
         *(f"# Not described: {path}: {why}" for path, why in notes.items()),
         f"{name.upper()} = Architecture(",
@@ -90,6 +90,10 @@ def _source(architecture: Architecture, class_name: str, notes: Mapping[str, str
             lines.append(f"{_INDENT}{key}={{")
             lines += [f"{2 * _INDENT}{_python(item)}: {_python(value)}," for item, value in values.items()]
             lines.append(f"{_INDENT}}},")
+    if architecture.plain:
+        lines.append(f"{_INDENT}plain=(")
+        lines += [f"{2 * _INDENT}{_python(place)}," for place in architecture.plain]
+        lines.append(f"{_INDENT}),")
     lines += [")", "", "", "@hookimpl", "def surgery_architectures() -> list[Architecture]:"]
     lines += [f"{_INDENT}return [{name.upper()}]"]
     return "\n".join(lines)

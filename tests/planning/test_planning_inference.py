@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from surgery.errors import PlanError
 from surgery.planning import anatomy, draft_architecture, inventory
 from surgery.planning.infer import infer
 from surgery.planning.inventory import Inventory, ParameterEntry
+from surgery.planning.measured import inferred
 from surgery.planning.sites import sites_of
 from surgery.registry import Registry
 
@@ -120,8 +122,9 @@ def test_a_rule_that_may_mean_an_open_weight_fails_and_says_how_to_go_on() -> No
     model = PersimmonForCausalLM(
         PersimmonConfig(vocab_size=37, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
     )
+    unmeasured = replace(UNDECLARED, models={})
     with pytest.raises(PlanError) as caught:
-        plan(Spec(name="x", rules=[Rule(role=r"attention\.query", adapter="lora", rank=2)]), model, UNDECLARED)
+        plan(Spec(name="x", rules=[Rule(role=r"attention\.query", adapter="lora", rank=2)]), model, unmeasured)
     problem = caught.value.problems[0]
     assert "query_key_value.weight (and 1 more) may hold attention.query or attention.key" in problem.what
     assert "surgery architecture draft" in problem.hint
@@ -129,7 +132,7 @@ def test_a_rule_that_may_mean_an_open_weight_fails_and_says_how_to_go_on() -> No
         Rule(role=r"(attention|mlp)\..*", exclude={"target": r".*query_key_value"}, adapter="lora", rank=2, expect=6),
         Rule(target=r".*query_key_value", adapter="lora", rank=2, expect=2),
     ]
-    assert plan(Spec(name="x", rules=rules), model, UNDECLARED).parameters > 0
+    assert plan(Spec(name="x", rules=rules), model, unmeasured).parameters > 0
 
 
 @pytest.mark.parametrize("name", ["BertForSequenceClassification", "LlamaForCausalLM", "GPT2LMHeadModel"])
@@ -140,7 +143,7 @@ def test_a_draft_is_a_plugin_that_says_what_was_inferred(name: str) -> None:
     exec(drafted.source, space)
     architecture = next(value for value in space.values() if isinstance(value, Architecture))
     found = inventory(model, REGISTRY)
-    assert sites_of(found, architecture) == sites_of(found, infer(found).architecture)
+    assert sites_of(found, architecture) == sites_of(found, inferred(found, REGISTRY).architecture)
     assert drafted.declared_by.startswith("model-surgery")
 
 
