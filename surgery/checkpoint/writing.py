@@ -1,0 +1,158 @@
+"""One file of a commit, written where nobody looks yet."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from surgery.checkpoint.copying import copy_bytes, write_bytes
+from surgery.checkpoint.disk import Disk
+from surgery.checkpoint.failures import told
+from surgery.checkpoint.ranges import Ranges
+from surgery.errors import CheckpointError, StateError
+
+__all__ = ["StagedFile"]
+
+_BLOCK = 1024 * 1024
+
+
+class StagedFile:
+    """A file of known size: filled in any order, by several threads; leaving its block makes it durable.
+
+    Attributes:
+        name: what it will be called.
+        size: its bytes.
+        sha256: of the whole file, once the block is left; None where no digest was asked for.
+    """
+
+    def __init__(self, disk: Disk, file: int, name: str, size: int, where: Path) -> None:
+        self._disk, self._file, self.name, self.size, self._where = disk, file, name, size, where
+        self.sha256: str | None = None
+        self._digest: hashlib._Hash | None = None
+        self._hashed = 0
+        self._is_dirty = False
+        self._written = Ranges()
+        self._guard = threading.Lock()
+        self._turn = threading.Lock()
+        self._leave: Callable[[StagedFile, bool], None] = lambda _file, _is_whole: None
+        self.is_open = True
+
+    def on_leave(self, leave: Callable[[StagedFile, bool], None], *, digest: bool) -> Self:
+        """Call `leave(self, is_whole)` when the block is left; keep a sha256 where `digest`."""
+        self._leave = leave
+        self._digest = hashlib.sha256() if digest else None
+        return self
+
+    def fileno(self) -> int:
+        """The open file, for those that write it by other means; what they write must be told by `wrote`."""
+        return self._file
+
+    def write_at(self, offset: int, buffer: bytes | bytearray | memoryview) -> None:
+        """Write `buffer` (contiguous, any element type) at byte `offset`.
+
+        Raises:
+            DiskError: the disk refused.
+            StateError: it is outside of the file, or the file is closed.
+        """
+        data = memoryview(buffer).cast("B")
+        self._check(offset, len(data))
+        with told(self._where):
+            write_bytes(self._disk, self._file, offset, data)
+        self.wrote(offset, len(data), data)
+
+    def copy_range(self, source: int, offset: int, length: int, to: int) -> None:
+        """Copy `length` bytes of the open file `source` from `offset` to offset `to` of this one, by the kernel.
+
+        Raises:
+            DiskError: the disk refused.
+            CheckpointError: the source ends before that.
+            StateError: it is outside of the file, or the file is closed.
+        """
+        self._check(to, length)
+        with told(self._where):
+            copy_bytes(self._disk, source, offset, self._file, to, length)
+        self.wrote(to, length)
+
+    def wrote(self, offset: int, length: int, data: memoryview | None = None) -> None:
+        """Note that bytes are in the file; `data` spares reading them again for the digest."""
+        with self._guard:
+            # Bytes below `_hashed` that change again make the digest of the old ones worthless.
+            self._is_dirty |= self._written.add(offset, offset + length)
+        if self._digest is not None:
+            self._catch_up(offset, data)
+
+    def _catch_up(self, offset: int, data: memoryview | None) -> None:
+        # Whoever comes while another hashes leaves its bytes to that one: they are in the page cache still.
+        while self._turn.acquire(blocking=False):
+            try:
+                if data is not None and offset == self._hashed:
+                    self._feed(data)
+                self._feed_written()
+            finally:
+                self._turn.release()
+            data = None
+            with self._guard:
+                if self._written.reach(self._hashed) <= self._hashed:
+                    return
+
+    def _feed_written(self) -> None:
+        while True:
+            with self._guard:
+                stop = self._written.reach(self._hashed)
+            if stop <= self._hashed:
+                return
+            self._feed(memoryview(self._read(self._hashed, min(_BLOCK, stop - self._hashed))))
+
+    def _feed(self, data: memoryview) -> None:
+        assert self._digest is not None
+        self._digest.update(data)
+        self._hashed += len(data)
+
+    def _read(self, offset: int, length: int) -> bytes:
+        with told(self._where):
+            data = self._disk.read(self._file, offset, length)
+        if not data:
+            raise CheckpointError("the file became shorter while it was written", str(self._where))
+        return data
+
+    def _check(self, offset: int, length: int) -> None:
+        if not self.is_open:
+            raise StateError(f"{self.name} is closed", str(self._where), "write within its `with` block")
+        if offset < 0 or length < 0 or offset + length > self.size:
+            what = f"bytes {offset} to {offset + length} are outside of {self.name}, which has {self.size}"
+            raise StateError(what, str(self._where), "create it with its full size")
+
+    def _finish(self) -> None:
+        hole = self._written.hole(self.size)
+        if hole is not None:
+            what = f"bytes {hole[0]} to {hole[1]} of {self.name} were never written"
+            raise StateError(what, str(self._where), "write every byte before leaving the block")
+        if self._digest is not None:
+            if self._is_dirty:
+                self._digest, self._hashed = hashlib.sha256(), 0
+            self._feed_written()
+            self.sha256 = self._digest.hexdigest()
+        with told(self._where):
+            if self._disk.look_at(self._file).st_size != self.size:
+                raise CheckpointError("the file has another size than was written", str(self._where))
+            self._disk.sync(self._file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        is_whole = False
+        try:
+            if kind is None:
+                self._finish()
+                is_whole = True
+        finally:
+            if self.is_open:
+                self.is_open = False
+                self._leave(self, is_whole)
