@@ -26,7 +26,8 @@ class Reserve:
         Raises:
             DiskError: they are not there, or may not be written.
         """
-        free = self._disk.free(self._folder)
+        with told(self._where):
+            free = self._disk.free(self._folder)
         if free < 0:
             raise DiskError("the file system is read-only", str(self._where), "choose another folder")
         if free < size:

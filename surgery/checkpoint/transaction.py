@@ -112,18 +112,22 @@ class Transaction:
         where = self.path / name
         *folders, plain = check_name(name, str(self.path), nested=self.mode == "new")
         self._refuse_again(name)
-        before = self._disk.look(self._outer, name) if self.mode == "replace" else None
-        refuse_link(before, where)
         with told(where):
+            before = self._disk.look(self._outer, name) if self.mode == "replace" else None
+            refuse_link(before, where)
             reserve.give(size)
             folder = self._folder(tuple(folders))
             staged = plain if self.mode == "new" else self._next()
             handle = self._disk.create(folder, staged)
             file = StagedFile(self._disk, handle, name, size, where).on_leave(self._left, digest=digest)
             self._open[file] = (handle, staged, folder)
-            self._disk.allocate(handle, size)
-            if before is not None:
-                self._disk.chmod(handle, stat.S_IMODE(before.st_mode))
+            try:
+                self._disk.allocate(handle, size)
+                if before is not None:
+                    self._disk.chmod(handle, stat.S_IMODE(before.st_mode))
+            except OSError:
+                file.drop()
+                raise
         return file
 
     def write(self, name: str, data: bytes) -> None:
@@ -143,7 +147,8 @@ class Transaction:
             raise StateError("a new folder holds nothing to remove", str(self.path), "do not create the file")
         check_name(name, str(self.path))
         self._refuse_again(name)
-        entry = self._disk.look(self._outer, name)
+        with told(self.path / name):
+            entry = self._disk.look(self._outer, name)
         if entry is not None and stat.S_ISDIR(entry.st_mode):
             raise CheckpointError("a folder cannot be removed by a commit", str(self.path / name))
         self._moves[name] = Move(name)
@@ -348,6 +353,10 @@ class Transaction:
             self._disk.remove_folder(self._outer, self._staging_name)
 
     def _release(self) -> None:
+        for lock in (self._staging, self._outer):
+            if lock >= 0:
+                with contextlib.suppress(OSError):  # a process forked meanwhile holds the same lock: end it for both
+                    self._disk.unlock(lock)
         files = [file for file, _, _ in self._open.values()]
         reserved = [] if self._reserve is None else self._reserve.handles()
         handles = [*files, *reserved, *self._folders.values(), self._staging, self._outer]

@@ -153,6 +153,13 @@ class StagedFile:
                 self._finish()
                 is_whole = True
         finally:
-            if self.is_open:
-                self.is_open = False
-                self._leave(self, is_whole)
+            self._end(is_whole)
+
+    def drop(self) -> None:
+        """Close it; it will not be part of the commit."""
+        self._end(False)
+
+    def _end(self, is_whole: bool) -> None:
+        if self.is_open:
+            self.is_open = False
+            self._leave(self, is_whole)

@@ -13,7 +13,21 @@ from typing import Any
 
 from surgery.checkpoint import Disk
 
-CHANGES = frozenset({"create", "make_folder", "remove_folder", "unlink", "rename", "write", "copy", "allocate", "truncate", "chmod", "sync"})
+CHANGES = frozenset(
+    {
+        "create",
+        "make_folder",
+        "remove_folder",
+        "unlink",
+        "rename",
+        "write",
+        "copy",
+        "allocate",
+        "truncate",
+        "chmod",
+        "sync",
+    }
+)
 """The calls before and after which a process may die with another outcome."""
 OPENS = frozenset({"open_path", "open_folder", "open", "create"})
 
@@ -25,7 +39,8 @@ class Killed(BaseException):
 class Hooked(Disk):
     """A disk that does something at the n-th call of those in `watched`.
 
-    `strike(n, phase, name)` is asked before and after each such call, and `half` in place of a write or copy.
+    `strike(n, phase, name)` is asked before and after each such call, and within it: there, what it raises is what the
+    call raises. `shorten(n, length)` says how many of `length` bytes a write or copy may take.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -35,7 +50,7 @@ class Hooked(Disk):
         self.dead = False
         self.opened: set[int] = set()
         self.strike: Callable[[int, str, str], None] = lambda _n, _phase, _name: None
-        self.shorten: Callable[[int], int] = lambda length: length
+        self.shorten: Callable[[int, int], int] = lambda _n, length: length
 
     def do(self, name, act):
         if self.dead:
@@ -46,7 +61,12 @@ class Hooked(Disk):
         self.calls.append(name)
         self._at(n, "before", name)
         result = self._noted(name, super().do(name, lambda: self._interruptible(n, name, act)))
-        self._at(n, "after", name)
+        try:
+            self._at(n, "after", name)
+        except OSError:
+            if name in OPENS:  # an open that fails hands nothing out that could be closed
+                self.close(result)
+            raise
         return result
 
     def _interruptible(self, n: int, name: str, act):
@@ -66,10 +86,10 @@ class Hooked(Disk):
             raise
 
     def write(self, file, offset, data):
-        return super().write(file, offset, data[: self.shorten(len(data))])
+        return super().write(file, offset, data[: self.shorten(len(self.calls), len(data))])
 
     def copy(self, source, offset, file, to, length):
-        return super().copy(source, offset, file, to, self.shorten(length))
+        return super().copy(source, offset, file, to, self.shorten(len(self.calls), length))
 
     def close(self, file):
         if not self.dead:
@@ -362,6 +382,10 @@ class MemoryDisk(Disk):
     def _is_linked(self, one: Pending) -> bool:
         """The other half of the rename is durable already."""
         return not any(other.pair == one.pair and other.kind == "link" for other in self.pending)
+
+
+class HookedMemory(Hooked, MemoryDisk):
+    """`Hooked` on a disk in memory."""
 
 
 def torn(writes: list[Pending], dice: random.Random) -> list[Pending]:

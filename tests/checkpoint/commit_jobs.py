@@ -5,15 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 from surgery.checkpoint import RECEIPT, Disk, Transaction
+from surgery.checkpoint.failures import told
 
 OUT = Path("/models/out")
 SHARDS = ("a.safetensors", "b.safetensors", "c.safetensors")
-OLD = {name: f"{name} of the base, which is some text long ".encode() for name in SHARDS} | {"undo.old": b"an old journal"}
+OLD = {name: f"{name} of the base, which is some text long ".encode() for name in SHARDS} | {
+    "undo.old": b"an old journal"
+}
 NEW = {name: OLD[name] + b"+1" for name in SHARDS} | {"undo.new": b"a new journal of many bytes, which may tear"}
 FRESH = {"config.json": b"{}", "1_Pooling/config.json": b'{"a": 1}', "model.safetensors": b"weights" * 9}
 
 
 def read(disk: Disk, path: Path, name: str) -> bytes:
+    with told(path / name):
+        return _read(disk, path, name)
+
+
+def _read(disk: Disk, path: Path, name: str) -> bytes:
     folder = disk.open_path(path)
     try:
         file = disk.open(folder, name)

@@ -134,7 +134,9 @@ MUTANTS: list[tuple[type[Recording], str, bool]] = [
 ]
 
 
-@pytest.mark.parametrize(("mutant", "mode", "ordered"), MUTANTS, ids=lambda value: getattr(value, "__name__", str(value)))
+@pytest.mark.parametrize(
+    ("mutant", "mode", "ordered"), MUTANTS, ids=lambda value: getattr(value, "__name__", str(value))
+)
 def test_mutants_of_the_protocol_die(mutant: type[Recording], mode: str, ordered: bool) -> None:
     job: Job
     job, before, after = JOBS[mode]
