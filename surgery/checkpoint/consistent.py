@@ -10,10 +10,15 @@ from surgery.checkpoint.disk import DISK, Disk
 from surgery.checkpoint.failures import told
 from surgery.checkpoint.lock import hold
 from surgery.checkpoint.names import JOURNAL, WORK
+from surgery.checkpoint.patching import HINT, SLOTS
 from surgery.checkpoint.recover import real, recover_within
 from surgery.errors import CheckpointError, StateError
 
 __all__ = ["consistent"]
+
+
+class _HalfError(StateError):
+    """No waiting helps."""
 
 
 @contextlib.contextmanager
@@ -26,7 +31,7 @@ def consistent(path: Path, *, disk: Disk = DISK, patience: float = 60.0) -> Iter
 
     Raises:
         CheckpointError: there is no such folder, or an interrupted commit cannot be finished.
-        StateError: a commit does not end within `patience` seconds.
+        StateError: a commit does not end within `patience` seconds, or a patch in place was interrupted.
         DiskError: it may not be read, or an interrupted commit not be finished for lack of permission.
     """
     path = real(path)
@@ -51,7 +56,10 @@ def _settle(disk: Disk, folder: int, path: Path, patience: float) -> None:
             return
         disk.unlock(folder)  # its writer died: while that lived it held the folder
         try:
-            recover_within(disk, folder, path, patience)
+            if recover_within(disk, folder, path, patience).action == "patching":
+                raise _HalfError("the folder is half patched by an interrupted command", str(path), HINT)
+        except _HalfError:
+            raise
         except StateError:  # another reader is finishing it
             if disk.now() >= until:
                 raise
@@ -64,6 +72,6 @@ def _is_decided(disk: Disk, folder: int) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     try:
-        return disk.look(work, JOURNAL) is not None
+        return any(disk.look(work, name) is not None for name in (JOURNAL, *SLOTS))
     finally:
         disk.close(work)

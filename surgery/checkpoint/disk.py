@@ -16,6 +16,7 @@ __all__ = ["DISK", "Disk"]
 T = TypeVar("T")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_MODIFY = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -42,6 +43,10 @@ class Disk:
     def open(self, folder: int, name: str) -> int:
         """Open a file for reading; a pipe that nobody writes to does not make it wait."""
         return self.do("open", lambda: os.open(name, _READ, dir_fd=folder))
+
+    def modify(self, folder: int, name: str) -> int:
+        """Open a file to change it where it is."""
+        return self.do("modify", lambda: os.open(name, _MODIFY, dir_fd=folder))
 
     def create(self, folder: int, name: str) -> int:
         """Make a file that was not there, with the mode that the umask leaves."""

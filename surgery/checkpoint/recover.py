@@ -12,6 +12,7 @@ from surgery.checkpoint.failures import told
 from surgery.checkpoint.journal import LARGEST_JOURNAL, Journal, Move
 from surgery.checkpoint.lock import claim, hold
 from surgery.checkpoint.names import JOURNAL, WORK, staging_name
+from surgery.checkpoint.patching import RESIDUE, SLOTS, latest, redo
 from surgery.checkpoint.reading import hash_file, read_small
 from surgery.errors import CheckpointError
 
@@ -20,7 +21,11 @@ __all__ = ["Recovered", "clear", "finish", "recover", "settle"]
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What `recover` did: `action` is `nothing`, `discarded` (the folder is as before) or `finished` (it is new)."""
+    """What `recover` did: `action`, of which job, to which files.
+
+    `nothing`; `discarded`: the folder is as before; `finished`: it is new; `patching`: the last batch of a patch in
+    place is whole, and only its job can make the others.
+    """
 
     action: str = "nothing"
     job: str = ""
@@ -29,6 +34,10 @@ class Recovered:
     def __str__(self) -> str:
         if self.action == "finished":
             return f"finished the commit of job {self.job}: {len(self.files)} files are in place"
+        if self.action == "patching":
+            return (
+                f"the folder is half patched by job {self.job}: run that command again, which goes on where it stopped"
+            )
         if self.action == "discarded":
             return "an unfinished commit was taken away; the folder is as it was"
         return "nothing to recover"
@@ -63,7 +72,8 @@ def recover_within(disk: Disk, folder: int, path: Path, patience: float) -> Reco
         return Recovered()
     try:
         done = settle(disk, folder, work, path, patience)
-        disk.remove_folder(folder, WORK)
+        if done.action != "patching":
+            disk.remove_folder(folder, WORK)
         return done
     finally:
         disk.close(work)
@@ -98,7 +108,12 @@ def settle(disk: Disk, folder: int, work: int, path: Path, patience: float) -> R
     where = str(path / WORK / JOURNAL)
     data = read_small(disk, work, JOURNAL, LARGEST_JOURNAL, where)
     if data is None:
-        return Recovered("discarded") if clear(disk, work) else Recovered()
+        record = latest(disk, work, path / WORK)
+        if record is None:
+            return Recovered("discarded") if clear(disk, work) else Recovered()
+        clear(disk, work, keep=(*SLOTS, RESIDUE))
+        redo(disk, folder, record, path)
+        return Recovered("patching", record.job, tuple(sorted({name for name, _, _ in record.writes})))
     journal = Journal.decode(data, where)
     for move in journal.moves:
         _check_reachable(disk, folder, work, move, path)
@@ -131,6 +146,12 @@ def finish(disk: Disk, folder: int, work: int, journal: Journal) -> None:
         elif disk.look(work, move.staged) is not None:
             disk.rename(work, move.staged, folder, move.name)
     disk.sync(folder)
+    slots = [slot for slot in SLOTS if disk.look(work, slot) is not None]
+    if slots:
+        # The receipt is durable. Before the journal goes: without it these would say that the patch is half done.
+        for slot in slots:
+            disk.unlink(work, slot)
+        disk.sync(work)
     # Only now: forgotten before its renames are durable, the journal could leave some of them undone.
     disk.unlink(work, JOURNAL)
     # And durably, before the next commit stages anything: this journal must not come back beside its files.
@@ -138,9 +159,9 @@ def finish(disk: Disk, folder: int, work: int, journal: Journal) -> None:
     clear(disk, work)
 
 
-def clear(disk: Disk, folder: int) -> bool:
-    """Remove everything in an open folder, links not followed; return whether there was anything."""
-    names = disk.list(folder)
+def clear(disk: Disk, folder: int, keep: tuple[str, ...] = ()) -> bool:
+    """Remove everything in an open folder but `keep`, links not followed; return whether there was anything."""
+    names = [name for name in disk.list(folder) if name not in keep]
     for name in names:
         entry = disk.look(folder, name)
         if entry is not None and stat.S_ISDIR(entry.st_mode):

@@ -11,16 +11,17 @@ from surgery.errors import CheckpointError
 __all__ = ["refuse_link", "refuse_shared"]
 
 
-def refuse_shared(path: Path) -> None:
+def refuse_shared(path: Path, entry: os.stat_result | None = None) -> None:
     """Refuse to change the bytes of a file that something else uses too: a link, or a file of several names.
 
-    A model in the cache of a hub is such a link: patching what it leads to changes every model that shares it.
+    A model in the cache of a hub is such a link: patching what it leads to changes every model that shares it. `entry`
+    is what is at `path`, links not followed, where that is known.
 
     Raises:
         CheckpointError: it is a link, is no regular file, or has another name somewhere.
     """
     hint = "write to a new folder instead: -o OUT"
-    entry = os.lstat(path)
+    entry = os.lstat(path) if entry is None else entry
     if stat.S_ISLNK(entry.st_mode):
         raise CheckpointError("it is a link to a file that others may share", str(path), hint)
     if not stat.S_ISREG(entry.st_mode):

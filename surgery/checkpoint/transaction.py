@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from surgery.checkpoint.copying import write_bytes
 from surgery.checkpoint.disk import DISK, Disk
 from surgery.checkpoint.failures import told
 from surgery.checkpoint.journal import Journal, Move
 from surgery.checkpoint.lock import claim, hold
-from surgery.checkpoint.names import JOURNAL, RECEIPT, WORK, check_name, staging_name
-from surgery.checkpoint.parents import open_or_make, open_with_parents
+from surgery.checkpoint.names import JOURNAL, WORK, check_name, staging_name
+from surgery.checkpoint.parents import open_with_parents
+from surgery.checkpoint.patching import RESIDUE, Patches, Write, latest
 from surgery.checkpoint.receipt import encode_receipt, receipt_in
 from surgery.checkpoint.recover import clear, finish, real, recover_within, settle
-from surgery.checkpoint.reserve import Reserve
 from surgery.checkpoint.shared import refuse_link
+from surgery.checkpoint.staging import Staging
 from surgery.checkpoint.writing import StagedFile
 from surgery.errors import CheckpointError, DiskError, StateError
 
@@ -79,14 +78,10 @@ class Transaction:
         self.path, self.mode, self.job, self.done = real(out), mode, job, False
         self.receipt: dict[str, Any] | None = None
         self._disk, self._patience = disk, patience
-        self._outer = self._staging = -1
-        self._folders: dict[tuple[str, ...], int] = {}
-        self._moves: dict[str, Move] = {}
-        self._open: dict[StagedFile, tuple[int, str, int]] = {}
-        self._reserve: Reserve | None = None
+        self._outer = self._inner = -1
+        self._staging: Staging | None = None
+        self._patches: Patches | None = None
         self._is_decided = False
-        self._token = ""
-        self._count = 0
 
     # What is to be written
 
@@ -96,7 +91,7 @@ class Transaction:
         Raises:
             DiskError: the disk has not so much, is read-only or forbidden; nothing was written.
         """
-        self._writable().take(size)
+        self._writable().reserve(size)
 
     def create(self, name: str, size: int, *, digest: bool = False) -> StagedFile:
         """Stage the file `name` of exactly `size` bytes; with `digest` its sha256 is computed as it is filled.
@@ -108,27 +103,7 @@ class Transaction:
             CheckpointError: the name leaves the folder or is taken, or would replace a link.
             DiskError: the disk has not so much, or refuses.
         """
-        reserve = self._writable()
-        where = self.path / name
-        *folders, plain = check_name(name, str(self.path), nested=self.mode == "new")
-        self._refuse_again(name)
-        with told(where):
-            before = self._disk.look(self._outer, name) if self.mode == "replace" else None
-            refuse_link(before, where)
-            reserve.give(size)
-            folder = self._folder(tuple(folders))
-            staged = plain if self.mode == "new" else self._next()
-            handle = self._disk.create(folder, staged)
-            file = StagedFile(self._disk, handle, name, size, where).on_leave(self._left, digest=digest)
-            self._open[file] = (handle, staged, folder)
-            try:
-                self._disk.allocate(handle, size)
-                if before is not None:
-                    self._disk.chmod(handle, stat.S_IMODE(before.st_mode))
-            except OSError:
-                file.drop()
-                raise
-        return file
+        return self._writable().create(name, size, digest=digest)
 
     def write(self, name: str, data: bytes) -> None:
         """Stage a small file whole, with its digest; raises as `create`."""
@@ -142,47 +117,54 @@ class Transaction:
             CheckpointError: the name leaves the folder, or is created by this commit.
             StateError: the folder is new.
         """
-        self._writable()
-        if self.mode == "new":
-            raise StateError("a new folder holds nothing to remove", str(self.path), "do not create the file")
-        check_name(name, str(self.path))
-        self._refuse_again(name)
-        with told(self.path / name):
-            entry = self._disk.look(self._outer, name)
-        if entry is not None and stat.S_ISDIR(entry.st_mode):
-            raise CheckpointError("a folder cannot be removed by a commit", str(self.path / name))
-        self._moves[name] = Move(name)
+        self._writable().remove(name)
 
-    def _writable(self) -> Reserve:
-        if self._reserve is None or self._is_decided:
+    @property
+    def patched(self) -> int:
+        """How many batches of `patch` are done, by this run and the interrupted one that it goes on with."""
+        return 0 if self._patches is None else self._patches.count
+
+    def patch(self, writes: Sequence[Write], residue: bytes = b"") -> None:
+        """Change bytes of files where they are (`replace` only): batch number `patched`, durable when this returns.
+
+        For those without space for a second copy. It gives up what else a transaction promises: from the first batch
+        on the folder is half old and half new until `commit`, readers of `consistent` are refused, and what is
+        interrupted can only be finished by the same job, which goes on with batch `patched`.
+
+        Args:
+            writes: (file, offset, new bytes); at most 256 MiB. A batch must be computed from bytes of its own ranges,
+                or from what no batch changes.
+            residue: appended to the residue, and durable before the old bytes are overwritten.
+
+        Raises:
+            StateError: the folder is new, or it is beyond the end of a file, or others read for too long.
+            CheckpointError: a file is gone, is a link, or has another name: what others share is not written into.
+            DiskError: the disk refuses; run the same job again.
+        """
+        self._writable()
+        if self._patches is None:
+            raise StateError("a new folder holds nothing to patch", str(self.path), "create its files")
+        after = f"{self._patches.count} batches are done; run the same command again, which goes on from there"
+        with told(self.path, after):
+            if not self._patches.is_begun:
+                hold(self._disk, self._outer, self.path, self._patience)
+            self._patches.apply(writes, residue)
+
+    def keep_residue(self, name: str) -> None:
+        """Let what `patch` was given as residue become the file `name` with the commit; raises as `create`."""
+        staging = self._writable()
+        check_name(name, str(self.path))
+        staging.refuse_again(name)
+        if self._patches is not None and self._patches.residue:
+            with told(self.path / name):
+                self._patches.end_residue()
+            staging.moves[name] = Move(name, RESIDUE, self._patches.residue)
+
+    def _writable(self) -> Staging:
+        if self._staging is None or self._is_decided:
             what = "the job is finished" if self.done or self._is_decided else "the transaction is not open"
             raise StateError(what, str(self.path), "look at `done` after entering the `with` block")
-        return self._reserve
-
-    def _refuse_again(self, name: str) -> None:
-        if name in self._moves or any(file.name == name for file in self._open):
-            raise CheckpointError(f"{name} is written twice in one commit", str(self.path), "write each file once")
-
-    def _folder(self, parts: tuple[str, ...]) -> int:
-        if not parts:
-            return self._staging
-        if parts not in self._folders:
-            self._folders[parts] = open_or_make(self._disk, self._folder(parts[:-1]), parts[-1])
-        return self._folders[parts]
-
-    def _next(self) -> str:
-        self._count += 1
-        return f"{self._token}-{self._count}"
-
-    def _left(self, file: StagedFile, is_whole: bool) -> None:
-        """A file's block was left."""
-        handle, staged, folder = self._open.pop(file)
-        self._disk.close(handle)
-        if is_whole:
-            self._moves[file.name] = Move(file.name, staged, file.size, file.sha256 or "")
-        else:
-            with contextlib.suppress(OSError):
-                self._disk.unlink(folder, staged)
+        return self._staging
 
     # The commit
 
@@ -195,36 +177,20 @@ class Transaction:
             DiskError: the disk refuses. Where that was after the decision, the message says so, and the next command
                 on this folder finishes it.
         """
-        reserve = self._writable()
-        if self._open:
-            name = next(iter(self._open)).name
-            raise StateError(f"{name} is still open", str(self.path), "leave its `with` block before the commit")
-        data = encode_receipt(self.job, receipt, list(self._moves.values()))
+        staging = self._writable()
+        staging.refuse_open()
+        data = encode_receipt(self.job, receipt, list(staging.moves.values()))
         try:
             with told(self.path):
-                reserve.end()
-                seal = self._stage(RECEIPT if self.mode == "new" else self._next(), data)
-                for _, folder in sorted(self._folders.items(), reverse=True):  # the deepest first
-                    self._disk.sync(folder)
-                self._disk.sync(self._staging)
+                seal = staging.seal(data)
                 if self.mode == "new":
                     self._appear()
                 else:
-                    self._replace(Journal(self.job, (*self._moves.values(), seal)))
+                    self._replace(staging, Journal(self.job, (*staging.moves.values(), seal)))
         except DiskError as error:
             if self._is_decided:
                 raise DiskError(f"{error.what}; {_UNDECIDED}", error.where, error.hint) from error
             raise
-
-    def _stage(self, staged: str, data: bytes) -> Move:
-        """Write a file of the protocol's own, durably."""
-        handle = self._disk.create(self._staging, staged)
-        try:
-            write_bytes(self._disk, handle, 0, memoryview(data))
-            self._disk.sync(handle)
-        finally:
-            self._disk.close(handle)
-        return Move(RECEIPT, staged, len(data), hashlib.sha256(data).hexdigest())
 
     def _appear(self) -> None:
         name = self.path.name
@@ -239,11 +205,11 @@ class Transaction:
             raise
         self._disk.sync(self._outer)
 
-    def _replace(self, journal: Journal) -> None:
-        disk, work, folder = self._disk, self._staging, self._outer
+    def _replace(self, staging: Staging, journal: Journal) -> None:
+        disk, work, folder = self._disk, self._inner, self._outer
         # The work folder itself must be there after a power cut before a single file of the folder changes.
         disk.sync(folder)
-        self._stage(_UNSEALED, journal.encode())
+        staging.put(_UNSEALED, journal.encode())
         hold(disk, folder, self.path, self._patience)
         try:
             for move in journal.moves:
@@ -269,11 +235,12 @@ class Transaction:
                     self._enter_new()
                 else:
                     self._enter_replace()
-            self._token = self._disk.token()
-            self._reserve = Reserve(self._disk, self._staging, self.path) if not self.done else None
+            if not self.done:
+                over = self._outer if self.mode == "replace" else None
+                self._staging = Staging(self._disk, self._inner, self.path, over)
         except BaseException:
             with contextlib.suppress(OSError):  # it is not empty where it holds a commit that cannot be finished
-                if self._staging >= 0:
+                if self._inner >= 0:
                     self._disk.remove_folder(self._outer, self._staging_name)
             self._release()
             raise
@@ -289,7 +256,7 @@ class Transaction:
             return
         staging = claim(self._disk, self._outer, staging_name(self.path.name), self.path)
         assert staging is not None
-        self._staging = staging
+        self._inner = staging
         clear(self._disk, staging)
         if self._is_finished():  # by whoever held the lock until now
             self._disk.remove_folder(self._outer, staging_name(self.path.name))
@@ -323,8 +290,13 @@ class Transaction:
             raise CheckpointError("no such folder", str(self.path), "name the folder of a checkpoint") from None
         work = claim(self._disk, self._outer, WORK, self.path)
         assert work is not None
-        self._staging = work
-        settle(self._disk, self._outer, work, self.path, self._patience)
+        self._inner = work
+        self._patches = Patches(self._disk, self._outer, work, self.path, self.job)
+        if settle(self._disk, self._outer, work, self.path, self._patience).action == "patching":
+            record = latest(self._disk, work, self.path)
+            assert record is not None
+            self._patches.resume(record)
+            hold(self._disk, self._outer, self.path, self._patience)
         self.receipt = receipt_in(self._disk, self._outer, self.path)
         if self.receipt is not None and self.receipt["job"] == self.job:
             self._acknowledge(self._outer)
@@ -341,7 +313,8 @@ class Transaction:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if not self.done and not self._is_decided:
+            is_patching = self._patches is not None and self._patches.is_begun
+            if not self.done and not self._is_decided and not is_patching:
                 self._abandon()
         finally:
             self._release()
@@ -349,19 +322,20 @@ class Transaction:
     def _abandon(self) -> None:
         """Take away what was staged. A disk that refuses even that leaves it to the next recovery."""
         with contextlib.suppress(OSError):
-            clear(self._disk, self._staging)
+            clear(self._disk, self._inner)
             self._disk.remove_folder(self._outer, self._staging_name)
 
     def _release(self) -> None:
-        for lock in (self._staging, self._outer):
+        for lock in (self._inner, self._outer):
             if lock >= 0:
                 with contextlib.suppress(OSError):  # a process forked meanwhile holds the same lock: end it for both
                     self._disk.unlock(lock)
-        files = [file for file, _, _ in self._open.values()]
-        reserved = [] if self._reserve is None else self._reserve.handles()
-        handles = [*files, *reserved, *self._folders.values(), self._staging, self._outer]
-        self._open, self._folders, self._reserve = {}, {}, None
-        self._staging = self._outer = -1
+        if self._staging is not None:
+            self._staging.close()
+        patched = [] if self._patches is None else self._patches.handles()
+        handles = [*patched, self._inner, self._outer]
+        self._staging = self._patches = None
+        self._inner = self._outer = -1
         for handle in handles:
             if handle >= 0:
                 self._disk.close(handle)

@@ -29,7 +29,7 @@ CHANGES = frozenset(
     }
 )
 """The calls before and after which a process may die with another outcome."""
-OPENS = frozenset({"open_path", "open_folder", "open", "create"})
+OPENS = frozenset({"modify", "open_path", "open_folder", "open", "create"})
 
 
 class Killed(BaseException):
@@ -240,6 +240,9 @@ class MemoryDisk(Disk):
     def _unlink(self, folder: Node, name: str, pair: int = -1) -> None:
         del folder.entries[name]
         self.pending.append(Pending(folder, "unlink", name, pair=pair))
+
+    def modify(self, folder, name):
+        return self.do("modify", lambda: self._open(self._entry(self.files[folder], name)))
 
     def create(self, folder, name):
         def act() -> int:
