@@ -378,7 +378,10 @@ class MemoryDisk(Disk):
             kept = [one for group in pick for one in group]
             links = {one.pair for one in kept if one.kind == "link"} | {-1}
             durable = {id(one) for one in kept if one.kind == "link" or one.pair in links or self._is_linked(one)}
-            data: list[list[Pending]] = [[], writes] + ([torn(writes, dice) for _ in range(samples)] if writes else [])
+            data = [[], writes]
+            if writes:
+                data += [torn(writes, dice) for _ in range(samples)]
+                data += [[first_sector(one)] for one in writes[-4:] if one.kind == "write"]
             for some in data:
                 yield [one for one in moves if id(one) in durable] + some
 
@@ -389,6 +392,11 @@ class MemoryDisk(Disk):
 
 class HookedMemory(Hooked, MemoryDisk):
     """`Hooked` on a disk in memory."""
+
+
+def first_sector(one: Pending) -> Pending:
+    """The beginning of a write without its end: the tear that joins a new head to an old body."""
+    return Pending(one.node, "write", offset=one.offset, data=one.data[:SECTOR])
 
 
 def torn(writes: list[Pending], dice: random.Random) -> list[Pending]:

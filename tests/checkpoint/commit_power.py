@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +27,10 @@ class Recording(MemoryDisk):
         return super().do(name, act)
 
 
+class FoundError(Exception):
+    """One is enough."""
+
+
 @dataclass
 class Explorer:
     """Runs `job`, which takes the folder from `before` to `after`, and collects what is wrong in `bad`."""
@@ -41,8 +46,16 @@ class Explorer:
     old: int = 0
     new: int = 0
     bad: list[str] = field(default_factory=list)
+    until_bad: bool = False
 
-    def explore(self) -> Explorer:
+    def kills(self) -> bool:
+        """Whether there is a bad state; the search ends with it."""
+        with contextlib.suppress(FoundError):
+            self.explore(until_bad=True)
+        return bool(self.bad)
+
+    def explore(self, *, until_bad: bool = False) -> Explorer:
+        self.until_bad = until_bad
         disk = self.kind(self.ordered)
         prepare(disk, files=self.before or None)
         disk.all_durable()
@@ -73,6 +86,8 @@ class Explorer:
                 self._cut(again, lambda: recover(OUT, disk=again, patience=0), depth - 1, is_acknowledged=is_done)
         except (SurgeryError, OSError, AssertionError) as error:
             self.bad.append(f"{type(error).__name__}: {error}")
+            if self.until_bad:
+                raise FoundError from error
 
     def _judge(self, disk: MemoryDisk, is_done: bool) -> None:
         recover(OUT, disk=disk, patience=0)
@@ -81,11 +96,11 @@ class Explorer:
         assert found in (self.before, self.after), f"mixed: {sorted(found)}"
         assert found == self.after or not is_done, "told as done, and lost"
         assert set(disk.root.entries["models"].entries) <= {"out"}, "something was left behind"
-        assert (RECEIPT in files) == (found == self.after), "the receipt does not tell"
         self.old += found == self.before
         self.new += found == self.after
         assert self.job(disk) == (found == self.before), "done twice, or not at all"
         assert without_receipt(content(disk)) == self.after, "done twice, or not at all"
+        assert (RECEIPT in files) == (found == self.after), "the receipt does not tell"
 
 
 def content(disk: MemoryDisk) -> dict[str, bytes]:

@@ -140,5 +140,4 @@ MUTANTS: list[tuple[type[Recording], str, bool]] = [
 def test_mutants_of_the_protocol_die(mutant: type[Recording], mode: str, ordered: bool) -> None:
     job: Job
     job, before, after = JOBS[mode]
-    found = Explorer(job, before, after, ordered, mutant, samples=8).explore()
-    assert found.bad, f"none of {found.states} states is bad"
+    assert Explorer(job, before, after, ordered, mutant, samples=8).kills()
