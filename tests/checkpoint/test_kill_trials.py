@@ -22,7 +22,7 @@ def trials(protocol: str, count: int, where: Path, seed: int = 0) -> dict[str, i
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-@pytest.mark.parametrize("protocol", ["commit, replace", "commit, new"])
+@pytest.mark.parametrize("protocol", ["commit, replace", "commit, new", "patch in place"])
 def test_a_few_random_kills(protocol: str, tmp_path: Path) -> None:
     counts = trials(protocol, 30, tmp_path)
     assert set(counts) == {"in the middle"}
@@ -35,7 +35,7 @@ def test_the_trial_can_tell(quick_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("protocol", ["commit, replace", "commit, new"])
+@pytest.mark.parametrize("protocol", ["commit, replace", "commit, new", "patch in place"])
 def test_a_thousand_random_kills(protocol: str, tmp_path: Path) -> None:
     counts = trials(protocol, 1000, tmp_path, seed=1)
     assert set(counts) == {"in the middle"}

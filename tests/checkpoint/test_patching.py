@@ -10,7 +10,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from commit_disks import CHANGES, Hooked, HookedMemory, Killed, MemoryDisk, Node
+from commit_disks import CHANGES, Hooked, HookedMemory, Killed, MemoryDisk, Node, reborn
 from commit_jobs import OLD, OUT, SHARDS, prepare, without_receipt
 from commit_jobs import read as read_file
 from commit_power import Explorer, Recording, content
@@ -337,3 +337,19 @@ def test_a_record_of_a_stranger(value: object) -> None:
     with pytest.raises(CheckpointError):
         Record.decode(head + body + patching.seal(head, body), "x")
     assert Record.decode(words, "x") is None
+
+
+@MODELS
+def test_a_residue_that_was_longer_before(ordered: bool) -> None:
+    """The batch that was interrupted is made again with less residue; nothing of the longer one may stay."""
+    disk = HookedMemory(ordered)
+    prepare(disk, files=OLD)
+    assert killed(disk, 26, "before")
+    work = disk.root.entries["models"].entries["out"].entries[WORK]
+    work.entries[RESIDUE].data.extend(b"of a batch that was begun" * 20)
+    explorer = PatchExplorer(patch, OLD, NEW, ordered, samples=4)
+    again = reborn(disk.root, disk, Recording)
+    explorer._cut(again, lambda: patch(again), 1, is_acknowledged=True)
+    assert not explorer.bad, f"{len(explorer.bad)} of {explorer.states}: {explorer.bad[:3]}"
+    assert explorer.half
+    assert not explorer.old

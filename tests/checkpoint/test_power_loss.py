@@ -24,6 +24,13 @@ def test_all_old_or_all_new(mode: str, ordered: bool) -> None:
 
 
 @MODELS
+def test_folders_that_are_made_on_the_way(ordered: bool) -> None:
+    found = Explorer(build, {}, FRESH, ordered, bare=True).explore()
+    assert not found.bad, f"{len(found.bad)} of {found.states}: {found.bad[:3]}"
+    assert found.new
+
+
+@MODELS
 def test_the_power_goes_again_during_recovery(ordered: bool) -> None:
     found = Explorer(merge, OLD, NEW, ordered, samples=1, depth=2).explore()
     assert not found.bad, f"{len(found.bad)} of {found.states}: {found.bad[:3]}"

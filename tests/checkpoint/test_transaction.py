@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from commit_disks import Hooked, Killed
 from commit_jobs import NEW, OLD, SHARDS, merge, prepare
 
 from surgery.checkpoint import RECEIPT, Disk, Transaction, consistent, read_receipt, recover, refuse_shared
@@ -333,6 +334,44 @@ def test_readers_and_the_commit_wait_for_each_other(out: Path) -> None:
     assert seen == [OLD[SHARDS[0]], OLD[SHARDS[2]]]
     with consistent(out):
         assert (out / SHARDS[0]).read_bytes() == NEW[SHARDS[0]]
+
+
+def test_two_readers_of_an_interrupted_commit(out: Path) -> None:
+    """Both see the journal at once; one finishes it, and neither waits for the other's lock."""
+    both = threading.Barrier(2)
+
+    class Meeting(Disk):
+        def lock(self, file, *, shared=False):
+            got = super().lock(file, shared=shared)
+            if shared and not self.met:
+                self.met = True
+                both.wait(5)
+            return got
+
+        met = False
+
+    dying = Hooked()
+
+    def strike(_n: int, now: str, name: str) -> None:
+        if name == "rename" and now == "after":
+            raise Killed
+
+    dying.strike = strike
+    with pytest.raises(Killed):
+        merge(dying, out)
+    dying.bury()
+    seen: list[bytes] = []
+
+    def reader() -> None:
+        with consistent(out, disk=Meeting(), patience=10):
+            seen.append((out / SHARDS[0]).read_bytes())
+
+    threads = [threading.Thread(target=reader) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(8)
+    assert seen == [NEW[SHARDS[0]]] * 2
 
 
 def test_consistent_needs_a_folder(tmp_path: Path) -> None:
