@@ -56,7 +56,7 @@ def _settle(disk: Disk, folder: int, path: Path, patience: float) -> None:
             return
         disk.unlock(folder)  # its writer died: while that lived it held the folder
         try:
-            if recover_within(disk, folder, path, patience).action == "patching":
+            if recover_within(disk, folder, path).action == "patching":
                 raise _HalfError("the folder is half patched by an interrupted command", str(path), HINT)
         except _HalfError:
             raise

@@ -10,7 +10,7 @@ from pathlib import Path
 from surgery.checkpoint.disk import DISK, Disk
 from surgery.checkpoint.failures import told
 from surgery.checkpoint.journal import LARGEST_JOURNAL, Journal, Move
-from surgery.checkpoint.lock import claim, hold
+from surgery.checkpoint.lock import claim
 from surgery.checkpoint.names import JOURNAL, WORK, staging_name
 from surgery.checkpoint.patching import RESIDUE, SLOTS, latest, redo
 from surgery.checkpoint.reading import hash_file, read_small
@@ -43,11 +43,11 @@ class Recovered:
         return "nothing to recover"
 
 
-def recover(path: Path, *, disk: Disk = DISK, patience: float = 60.0) -> Recovered:
+def recover(path: Path, *, disk: Disk = DISK) -> Recovered:
     """Bring `path` into its old or its new state after an interrupted commit, whichever was decided. Safe to repeat.
 
     Raises:
-        StateError: a commit is under way, or others read for longer than `patience` seconds.
+        StateError: a commit is under way.
         CheckpointError: the journal is damaged, or a file that it names is gone; nothing was changed.
         DiskError: the disk refuses.
     """
@@ -59,19 +59,19 @@ def recover(path: Path, *, disk: Disk = DISK, patience: float = 60.0) -> Recover
         except (FileNotFoundError, NotADirectoryError):
             return beside
         try:
-            within = recover_within(disk, folder, path, patience)
+            within = recover_within(disk, folder, path)
         finally:
             disk.close(folder)
     return beside if within.action == "nothing" else within
 
 
-def recover_within(disk: Disk, folder: int, path: Path, patience: float) -> Recovered:
+def recover_within(disk: Disk, folder: int, path: Path) -> Recovered:
     """`recover` of an open folder whose files are replaced one by one; raises OSError where the disk refuses."""
     work = claim(disk, folder, WORK, path, make=False)
     if work is None:
         return Recovered()
     try:
-        done = settle(disk, folder, work, path, patience)
+        done = settle(disk, folder, work, path)
         if done.action != "patching":
             disk.remove_folder(folder, WORK)
         return done
@@ -99,11 +99,11 @@ def _discard_beside(disk: Disk, path: Path) -> Recovered:
     return Recovered("discarded")
 
 
-def settle(disk: Disk, folder: int, work: int, path: Path, patience: float) -> Recovered:
+def settle(disk: Disk, folder: int, work: int, path: Path) -> Recovered:
     """Finish or discard what is in `work`, which is left empty; the caller has claimed it.
 
     Raises:
-        StateError, CheckpointError, OSError: as `recover`.
+        CheckpointError, OSError: as `recover`.
     """
     where = str(path / WORK / JOURNAL)
     data = read_small(disk, work, JOURNAL, LARGEST_JOURNAL, where)
@@ -117,11 +117,8 @@ def settle(disk: Disk, folder: int, work: int, path: Path, patience: float) -> R
     journal = Journal.decode(data, where)
     for move in journal.moves:
         _check_reachable(disk, folder, work, move, path)
-    hold(disk, folder, path, patience)
-    try:
-        finish(disk, folder, work, journal)
-    finally:
-        disk.unlock(folder)
+    # No reader is inside: the decision waited for those that were, and the journal turns away those that come.
+    finish(disk, folder, work, journal)
     return Recovered("finished", journal.job, tuple(move.name for move in journal.moves))
 
 
@@ -138,7 +135,7 @@ def _check_reachable(disk: Disk, folder: int, work: int, move: Move, path: Path)
 
 
 def finish(disk: Disk, folder: int, work: int, journal: Journal) -> None:
-    """Make the journal true, and forget it. Each step may have been done before; `folder` is held against readers."""
+    """Make the journal true, and forget it. Each step may have been done before."""
     for move in journal.moves:
         if not move.staged:
             if disk.look(folder, move.name) is not None:
@@ -154,7 +151,7 @@ def finish(disk: Disk, folder: int, work: int, journal: Journal) -> None:
         disk.sync(work)
     # Only now: forgotten before its renames are durable, the journal could leave some of them undone.
     disk.unlink(work, JOURNAL)
-    # And durably, before the next commit stages anything: this journal must not come back beside its files.
+    # And durably: when it came back after a power cut, it would find that others have changed the files since.
     disk.sync(work)
     clear(disk, work)
 

@@ -51,7 +51,7 @@ class Transaction:
             written that `recover` would finish.
         job: the job's identity, such as a hash over base, adapters and options.
         disk: the system calls, for tests.
-        patience: seconds that `commit` and recovery wait for readers of `consistent`.
+        patience: seconds that `commit` waits for readers of `consistent`.
 
     Attributes:
         path: the folder, links resolved.
@@ -204,6 +204,7 @@ class Transaction:
                 raise CheckpointError(what, str(self.path), "choose another folder, or remove it") from error
             raise
         self._disk.sync(self._outer)
+        self._disk.unlock(self._inner)  # it is the folder itself now, and has no more to wait for
 
     def _replace(self, staging: Staging, journal: Journal) -> None:
         disk, work, folder = self._disk, self._inner, self._outer
@@ -270,7 +271,7 @@ class Transaction:
             raise CheckpointError("the output exists and is no folder", str(self.path), "choose another, or remove it")
         folder = self._disk.open_folder(self._outer, self.path.name)
         try:
-            recover_within(self._disk, folder, self.path, self._patience)
+            recover_within(self._disk, folder, self.path)
             self.receipt = receipt_in(self._disk, folder, self.path)
             if self.receipt is None and not self._disk.list(folder):
                 return False
@@ -292,7 +293,7 @@ class Transaction:
         assert work is not None
         self._inner = work
         self._patches = Patches(self._disk, self._outer, work, self.path, self.job)
-        if settle(self._disk, self._outer, work, self.path, self._patience).action == "patching":
+        if settle(self._disk, self._outer, work, self.path).action == "patching":
             record = latest(self._disk, work, self.path)
             assert record is not None
             self._patches.resume(record)

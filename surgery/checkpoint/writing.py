@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +9,13 @@ from types import TracebackType
 from typing import Self
 
 from surgery.checkpoint.copying import copy_bytes, write_bytes
+from surgery.checkpoint.digest import Digest
 from surgery.checkpoint.disk import Disk
 from surgery.checkpoint.failures import told
 from surgery.checkpoint.ranges import Ranges
 from surgery.errors import CheckpointError, StateError
 
 __all__ = ["StagedFile"]
-
-_BLOCK = 1024 * 1024
 
 
 class StagedFile:
@@ -32,19 +30,16 @@ class StagedFile:
     def __init__(self, disk: Disk, file: int, name: str, size: int, where: Path) -> None:
         self._disk, self._file, self.name, self.size, self._where = disk, file, name, size, where
         self.sha256: str | None = None
-        self._digest: hashlib._Hash | None = None
-        self._hashed = 0
-        self._is_dirty = False
+        self._digest: Digest | None = None
         self._written = Ranges()
         self._guard = threading.Lock()
-        self._turn = threading.Lock()
         self._leave: Callable[[StagedFile, bool], None] = lambda _file, _is_whole: None
         self.is_open = True
 
     def on_leave(self, leave: Callable[[StagedFile, bool], None], *, digest: bool) -> Self:
         """Call `leave(self, is_whole)` when the block is left; keep a sha256 where `digest`."""
         self._leave = leave
-        self._digest = hashlib.sha256() if digest else None
+        self._digest = Digest(self._read, self.size) if digest else None
         return self
 
     def fileno(self) -> int:
@@ -62,7 +57,7 @@ class StagedFile:
         self._check(offset, len(data))
         with told(self._where):
             write_bytes(self._disk, self._file, offset, data)
-        self.wrote(offset, len(data), data)
+        self.wrote(offset, len(data))
 
     def copy_range(self, source: int, offset: int, length: int, to: int) -> None:
         """Copy `length` bytes of the open file `source` from `offset` to offset `to` of this one, by the kernel.
@@ -77,40 +72,12 @@ class StagedFile:
             copy_bytes(self._disk, source, offset, self._file, to, length)
         self.wrote(to, length)
 
-    def wrote(self, offset: int, length: int, data: memoryview | None = None) -> None:
-        """Note that bytes are in the file; `data` spares reading them again for the digest."""
+    def wrote(self, offset: int, length: int) -> None:
+        """Note that bytes are in the file."""
         with self._guard:
-            # Bytes below `_hashed` that change again make the digest of the old ones worthless.
-            self._is_dirty |= self._written.add(offset, offset + length)
+            self._written.add(offset, offset + length)
         if self._digest is not None:
-            self._catch_up(offset, data)
-
-    def _catch_up(self, offset: int, data: memoryview | None) -> None:
-        # Whoever comes while another hashes leaves its bytes to that one: they are in the page cache still.
-        while self._turn.acquire(blocking=False):
-            try:
-                if data is not None and offset == self._hashed:
-                    self._feed(data)
-                self._feed_written()
-            finally:
-                self._turn.release()
-            data = None
-            with self._guard:
-                if self._written.reach(self._hashed) <= self._hashed:
-                    return
-
-    def _feed_written(self) -> None:
-        while True:
-            with self._guard:
-                stop = self._written.reach(self._hashed)
-            if stop <= self._hashed:
-                return
-            self._feed(memoryview(self._read(self._hashed, min(_BLOCK, stop - self._hashed))))
-
-    def _feed(self, data: memoryview) -> None:
-        assert self._digest is not None
-        self._digest.update(data)
-        self._hashed += len(data)
+            self._digest.wrote(offset, offset + length)
 
     def _read(self, offset: int, length: int) -> bytes:
         with told(self._where):
@@ -132,10 +99,7 @@ class StagedFile:
             what = f"bytes {hole[0]} to {hole[1]} of {self.name} were never written"
             raise StateError(what, str(self._where), "write every byte before leaving the block")
         if self._digest is not None:
-            if self._is_dirty:
-                self._digest, self._hashed = hashlib.sha256(), 0
-            self._feed_written()
-            self.sha256 = self._digest.hexdigest()
+            self.sha256 = self._digest.finish()
         with told(self._where):
             if self._disk.look_at(self._file).st_size != self.size:
                 raise CheckpointError("the file has another size than was written", str(self._where))
@@ -162,4 +126,6 @@ class StagedFile:
     def _end(self, is_whole: bool) -> None:
         if self.is_open:
             self.is_open = False
+            if self._digest is not None and not is_whole:
+                self._digest.give_up()
             self._leave(self, is_whole)

@@ -85,14 +85,14 @@ class Explorer:
             self._judge(reborn(state.root, state), is_done)
             if depth > 1:  # the power goes again while the commit is recovered
                 again = reborn(state.root, state, Recording)
-                self._cut(again, lambda: recover(OUT, disk=again, patience=0), depth - 1, is_acknowledged=is_done)
+                self._cut(again, lambda: recover(OUT, disk=again), depth - 1, is_acknowledged=is_done)
         except (SurgeryError, OSError, AssertionError) as error:
             self.bad.append(f"{type(error).__name__}: {error}")
             if self.until_bad:
                 raise FoundError from error
 
     def _judge(self, disk: MemoryDisk, is_done: bool) -> None:
-        recover(OUT, disk=disk, patience=0)
+        recover(OUT, disk=disk)
         files = content(disk)
         found = without_receipt(files)
         assert found in (self.before, self.after), f"mixed: {sorted(found)}"

@@ -119,13 +119,13 @@ def test_killed_during_recovery_as_well(tmp_path: Path) -> None:
             again.root, again.twins, again.tokens = disk.root, disk.twins, 100
             stop_at(again, second, "before", die)
             try:
-                recover(OUT, disk=again, patience=0)
+                recover(OUT, disk=again)
                 break  # it has fewer changes than that
             except Killed:
                 second += 1
             last = MemoryDisk()
             last.root, last.tokens = disk.root, 200
-            recover(OUT, disk=last, patience=0)
+            recover(OUT, disk=last)
             assert without_receipt(content(last)) in (OLD, NEW)
             merge(last)
             assert without_receipt(content(last)) == NEW
@@ -180,7 +180,7 @@ def test_an_error_at_every_call(mode: str, number: int, phase: str) -> None:
             disk.strike = lambda _n, _phase, _name: None
             if error is not None:
                 told.add(error.what)
-            recover(OUT, disk=disk, patience=0)
+            recover(OUT, disk=disk)
             found = without_receipt(content(disk))
             assert found in (before, after), f"mixed at {n}"
             assert error is not None or found == after, "no error, and nothing done"

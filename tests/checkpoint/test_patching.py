@@ -78,7 +78,7 @@ NEW = {name: data for name, data in DONE.items() if name != "undo.old"} | {
 
 def judge(disk: MemoryDisk) -> str:
     """Recover, and look; return what it is, after having run the job again."""
-    done = recover(OUT, disk=disk, patience=0)
+    done = recover(OUT, disk=disk)
     files = without_receipt(content(disk))
     if done.action == "patching":
         node = disk.root.entries["models"].entries["out"].entries[WORK]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from commit_disks import Node
-from commit_jobs import FRESH, NEW, OLD, build, merge
-from commit_power import Explorer, Job, Recording
+from commit_jobs import FRESH, NEW, OLD, OUT, build, merge, prepare
+from commit_power import Explorer, Job, Recording, content
 
-from surgery.checkpoint import RECEIPT
+from surgery.checkpoint import RECEIPT, recover
 
 MODELS = pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "unordered"])
 JOBS = {"replace": (merge, OLD, NEW), "new": (build, {}, FRESH)}
@@ -28,6 +30,19 @@ def test_folders_that_are_made_on_the_way(ordered: bool) -> None:
     found = Explorer(build, {}, FRESH, ordered, bare=True).explore()
     assert not found.bad, f"{len(found.bad)} of {found.states}: {found.bad[:3]}"
     assert found.new
+
+
+@MODELS
+def test_a_journal_does_not_come_back_to_files_that_others_changed(ordered: bool) -> None:
+    disk = Recording(ordered)
+    prepare(disk, files=OLD)
+    disk.all_durable()
+    merge(disk)
+    node = disk.root.entries["models"].entries["out"].entries["a.safetensors"]
+    disk.twins[node].data[:] = node.data[:] = b"edited since"
+    for state in disk.after_power_cut(random.Random(0), 8):
+        recover(OUT, disk=state)
+        assert content(state)["a.safetensors"] == b"edited since"
 
 
 @MODELS

@@ -13,7 +13,7 @@ import pytest
 from commit_disks import Hooked, Killed
 from commit_jobs import NEW, OLD, SHARDS, merge, prepare
 
-from surgery.checkpoint import RECEIPT, Disk, Transaction, consistent, read_receipt, recover, refuse_shared
+from surgery.checkpoint import RECEIPT, Disk, Transaction, consistent, digest, read_receipt, recover, refuse_shared
 from surgery.errors import CheckpointError, DiskError, StateError
 
 
@@ -43,7 +43,8 @@ def test_new_folder_with_a_receipt(tmp_path: Path) -> None:
             file.write_at(0, b"all ")
         assert not out.exists()
         tx.commit({"what": "a test"})
-        assert out.exists()
+        with consistent(out, patience=0):
+            assert out.exists()
     assert names(out) == {"1_Pooling/config.json", "model.safetensors", RECEIPT}
     assert (out / "model.safetensors").read_bytes() == b"all good"
     digest = hashlib.sha256(b"{}").hexdigest()
@@ -119,6 +120,14 @@ def test_replace(out: Path) -> None:
     assert {name: (out / name).read_bytes() for name in NEW} == NEW
     assert stat.S_IMODE((out / SHARDS[0]).stat().st_mode) == 0o640
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+
+
+def test_readers_come_in_as_soon_as_it_is_done(out: Path) -> None:
+    with Transaction(out, "replace", job="j") as tx:
+        tx.write(SHARDS[0], b"new")
+        tx.commit({})
+        with consistent(out, patience=0):
+            assert (out / SHARDS[0]).read_bytes() == b"new"
 
 
 def test_a_finished_job_is_not_done_again(out: Path) -> None:
@@ -419,8 +428,12 @@ def test_every_byte_must_be_written(tmp_path: Path) -> None:
     assert names(tmp_path / "out") == {"x", RECEIPT}
 
 
+@pytest.mark.parametrize("followed", [True, False])
 @pytest.mark.parametrize("order", ["forward", "backward", "threads", "again"])
-def test_the_digest_is_of_what_is_there(order: str, tmp_path: Path) -> None:
+def test_the_digest_is_of_what_is_there(
+    order: str, followed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digest, "_LARGE", 0 if followed else 1 << 30)
     data = bytearray(os.urandom(3_000_001))
     blocks = list(range(0, len(data), 70_001))
     with Transaction(tmp_path / "out", job="j") as tx:
@@ -446,6 +459,26 @@ def test_the_digest_is_of_what_is_there(order: str, tmp_path: Path) -> None:
         assert file.sha256 == hashlib.sha256(data).hexdigest()
         tx.commit({})
     assert (tmp_path / "out" / "x").read_bytes() == data
+
+
+@pytest.mark.parametrize("way", ["error", "given up", "cut short"])
+def test_a_digest_that_cannot_be_read(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digest, "_LARGE", 0)
+
+    class Failing(Disk):
+        def read(self, file, offset, length):
+            if way == "error":
+                raise OSError(errno.EIO, "no")
+            return b"" if way == "cut short" else super().read(file, offset, length)
+
+    with Transaction(tmp_path / "out", job="j", disk=Failing()) as tx:
+        with pytest.raises((DiskError, CheckpointError, KeyError)), tx.create("x", 2_000_000, digest=True) as file:
+            file.write_at(0, bytes(2_000_000 if way != "given up" else 1_500_000))
+            if way == "given up":
+                raise KeyError
+        tx.commit({})
+    assert names(tmp_path / "out") == {RECEIPT}
+    assert threading.active_count() == 1 or not [t for t in threading.enumerate() if "_follow" in t.name]
 
 
 def test_buffers_of_any_element_type(tmp_path: Path) -> None:
