@@ -388,6 +388,7 @@ def test_consistent_needs_a_folder(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_the_lock_ends_with_the_parent_of_a_fork(out: Path) -> None:
     """A process that was forked within the transaction, and lives on, holds nothing."""
     read, write = os.pipe()
@@ -397,9 +398,12 @@ def test_the_lock_ends_with_the_parent_of_a_fork(out: Path) -> None:
             os.close(write)
             os.read(read, 1)
             os._exit(0)
-        tx.commit({})
+        tx.patch([(SHARDS[0], 0, b"ab")], b"ol")  # and both locks stay until the block is left
     try:
-        with consistent(out, patience=0), Transaction(out, "replace", job="k"):
+        with Transaction(out, "replace", job="j", patience=0) as tx:
+            assert tx.patched == 1
+            tx.commit({})
+        with consistent(out, patience=0):
             pass
     finally:
         os.close(write)
@@ -492,6 +496,30 @@ def test_buffers_of_any_element_type(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "x").read_bytes() == values.tobytes()
 
 
+@pytest.mark.parametrize("mode", ["new", "replace"])
+def test_a_thread_for_each_file(mode: str, out: Path) -> None:
+    place = out if mode == "replace" else out.parent / "fresh"
+    start = threading.Barrier(16)
+    with Transaction(place, mode, job="j") as tx:  # type: ignore[arg-type]
+        tx.reserve(16_000)
+
+        def put(number: int) -> None:
+            start.wait()
+            for part in range(10):
+                folder = f"{part}/" if mode == "new" else ""
+                tx.write(f"{folder}{number}-{part}", b"%3d" % number)
+
+        threads = [threading.Thread(target=put, args=(number,)) for number in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        tx.commit({})
+    written = [path for path in place.rglob("*-*") if path.name != RECEIPT]
+    assert len(written) == 160
+    assert all(path.read_bytes() == b"%3d" % int(path.name.partition("-")[0]) for path in written)
+
+
 @pytest.mark.parametrize("refusal", [None, errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, 0])
 def test_copy_range_falls_back(refusal: int | None, tmp_path: Path) -> None:
     class Refusing(Disk):
@@ -533,6 +561,7 @@ def test_space_is_missed_before_any_work(tmp_path: Path) -> None:
         with pytest.raises(DiskError, match=r"free, and 1000000000\.0 GB are needed") as caught:
             tx.reserve(10**18)
         assert caught.value.exit_code == 11
+        tx.reserve(4096)
         tx.reserve(4096)
         tx.write("x", b"1" * 4096)
         tx.commit({})
