@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
-from commit_disks import HookedMemory, Killed, Node
+from commit_disks import HookedMemory, Killed
 from commit_jobs import FRESH, NEW, OLD, OUT, build, merge, prepare, without_receipt
 from commit_power import Explorer, Job, Recording, content
+from memory_disk import Node
 
 from surgery.checkpoint import RECEIPT, recover
 
