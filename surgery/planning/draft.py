@@ -75,10 +75,11 @@ def _source(architecture: Architecture, class_name: str, notes: Mapping[str, str
         "heads": outside,
         "open": dict(architecture.open),
     }
+    names = ["Architecture", *_used({**inside, "plain": architecture.plain}), "hookimpl"]
     lines = [
         f'"""{class_name}: drafted from a model, to be read against its code."""',
         "",
-        f"from surgery import {', '.join(['Architecture', *_used({**inside, 'plain': architecture.plain}), 'hookimpl'])}",
+        f"from surgery import {', '.join(names)}",
         "",
         *(f"# Not described: {path}: {why}" for path, why in notes.items()),
         f"{name.upper()} = Architecture(",
