@@ -20,7 +20,7 @@ __all__ = ["inferred"]
 
 _LAYER = re.compile(r"\.\d+\.")
 _KNOWN: dict[str, Mapping[str, Finding]] = {}
-"""What was measured in this process, by class and configuration: a plan and an operation ask for the same."""
+"""What was measured in this process, by class, configuration and sources: a plan and an operation ask for the same."""
 
 
 def inferred(found: Inventory, registry: Registry) -> Inference:
@@ -49,7 +49,7 @@ def _measured(found: Inventory, registry: Registry, wanted: frozenset[str]) -> M
     if config is None or not found.model_type:
         return {}
     table = config.to_dict() if hasattr(config, "to_dict") else config
-    key = json.dumps([found.class_name, table], sort_keys=True, default=str)
+    key = json.dumps([found.class_name, table, *registry.models], sort_keys=True, default=str)
     if key not in _KNOWN:
         _KNOWN[key] = {}
         for source in registry.models.values():
