@@ -17,7 +17,7 @@ from typing import Any
 from surgery.errors import CheckpointError
 from surgery.planning.inventory import DTYPE_BYTES
 
-__all__ = ["TensorHeader", "check_index", "read_checkpoint_headers", "read_config", "read_header"]
+__all__ = ["TensorHeader", "check_index", "read_checkpoint_headers", "read_config", "read_header", "read_settings"]
 
 _MAX_HEADER = 32 * 1024 * 1024
 _MAX_INDEX = 64 * 1024 * 1024
@@ -107,11 +107,15 @@ def check_index(folder: Path) -> None:
 
 def read_config(folder: Path) -> Mapping[str, Any]:
     """Return the folder's `config.json`, or an empty mapping when there is none."""
-    path = folder / "config.json" if folder.is_dir() else folder.parent / "config.json"
+    return read_settings(folder / "config.json" if folder.is_dir() else folder.parent / "config.json")
+
+
+def read_settings(path: Path) -> Mapping[str, Any]:
+    """Return what a configuration file of any name says, or an empty mapping when there is none."""
     if not path.is_file():
         return {}
     if path.stat().st_size > _MAX_HEADER:
-        raise CheckpointError("config.json is too large", str(path))
+        raise CheckpointError(f"{path.name} is too large", str(path))
     return _json_object(path.read_bytes(), path)
 
 

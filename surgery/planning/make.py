@@ -95,7 +95,7 @@ def anatomy(found: Inventory, registry: Registry) -> Anatomy:
     inference = inferred(found, registry)
     if not inference.sources and not inference.open:
         return Anatomy(None, "")
-    how = " and ".join(sorted(set(inference.sources.values())))
+    how = " and ".join(sorted(set(inference.sources.values()))) or "names"  # names alone say what is open
     return Anatomy(inference.architecture, f"{found.model_type or 'layers'} ({INFERRED} from {how})", inference)
 
 

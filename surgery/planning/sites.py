@@ -111,7 +111,7 @@ class _Anatomy:
         places += [replace(place, role=other) for place in self.plain(entry)]
         unknown = () if places or entry.parameter.endswith("bias") else _look_up(self._architecture.open, relative)
         places = places or [_Place(other, None)]
-        parts = [self._part(entry, place.slice) if place.slice else None for place in places]
+        parts = [self._part(entry, place.role, place.slice) if place.slice else None for place in places]
         if len(places) > 1:
             self._refuse_overlaps(entry, [place.role for place in places], parts)
         for place, part in zip(places, parts, strict=True):
@@ -210,10 +210,17 @@ class _Anatomy:
             "give the parts slices that do not overlap",
         )
 
-    def _part(self, entry: ParameterEntry, cut: Slice) -> Part:
+    def _part(self, entry: ParameterEntry, role: str, cut: Slice) -> Part:
         axis = cut.axis if len(entry.shape) > 1 else 0
         if len(entry.shape) == 2 and entry.parameter.endswith("bias"):  # (experts, fan_out)
             axis = 1
+        if role.startswith("moe.experts.") and axis == 0 and len(entry.shape) == 3:
+            raise PlanError(
+                f"a slice on axis 0 gives {role} some of the experts, not a part of each",
+                f"architecture {'/'.join(self._architecture.types)}, {entry.name}",
+                "say which axis is fused in each: axis=1 of (experts, fan_out, fan_in), "
+                "axis=2 of (experts, fan_in, fan_out)",
+            )
         extent = entry.shape[axis] if axis < len(entry.shape) else 0
         view = [self._count(count, entry) for count in cut.view]
         start, length = self._count(cut.start, entry), self._count(cut.length, entry)

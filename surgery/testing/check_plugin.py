@@ -174,12 +174,12 @@ def _configs(described: Mapping[str, Architecture], config: Path | None) -> dict
 def _read(path: Path) -> Any:
     from transformers import AutoConfig
 
-    from surgery.planning.headers import read_config
+    from surgery.planning.headers import read_settings
 
-    folder = path.parent if path.is_file() else path
-    settings = read_config(folder)
+    file = path / "config.json" if path.is_dir() else path  # beside another config.json, too, the file that is named
+    settings = read_settings(file)
     try:
-        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        return AutoConfig.from_pretrained(str(file), trust_remote_code=False)
     except Exception as error:  # whatever a bad value sets off in transformers
         kind = settings.get("model_type")
         what = f"transformers cannot read it (type {kind!r}): {str(error).splitlines()[0] if str(error) else error!r}"

@@ -88,6 +88,19 @@ def test_a_layout_that_does_not_fit_is_an_error(cut: Slice) -> None:
         site("c.weight", (9, 2), cut)
 
 
+def test_a_slice_of_experts_cuts_each_expert_and_not_their_number() -> None:
+    entry = ParameterEntry("c", "weight", (4, 6, 2), "float32", "experts")
+
+    def cut(axis: int) -> Site:
+        roles = {"moe.experts.gate": Slice("c", view=(2, -1), axis=axis)}
+        return sites_of(Inventory("x", "", "model", (entry,)), Architecture(("x",), "", {}, roles))[0]
+
+    assert cut(1).shape == (4, 3, 2)
+    with pytest.raises(PlanError, match="axis 0 gives moe.experts.gate some of the experts") as caught:
+        cut(0)
+    assert "axis=1 of (experts, fan_out, fan_in)" in str(caught.value.hint)
+
+
 @pytest.mark.parametrize("cut", [Slice("c", view=(9,), axis=2), Slice("c", view=(-1, -1))])
 def test_a_layout_that_makes_no_sense_is_an_error(cut: Slice) -> None:
     with pytest.raises(PlanError, match="cannot be seen as"):

@@ -247,6 +247,13 @@ def test_a_configuration_of_ones_own(plugin: Callable[..., Path], invoke: Run, m
     assert result.code == 5 and "its type is 'llama', which the plugin does not describe" in result.err
 
 
+def test_the_file_that_is_named_is_read(plugin: Callable[..., Path], invoke: Run, models: Path, tmp_path: Path) -> None:
+    for name, model in (("config.json", "llama"), ("wide.json", "gpt2")):
+        (tmp_path / name).write_bytes((models / model / "config.json").read_bytes())
+    options = ("--head", "GPT2Model", "--quiet")
+    assert invoke("architecture", "check", plugin(), "--config", tmp_path / "wide.json", *options).code == 0
+
+
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "no module": (("surgery_nothing_here",), "there is no such module or file"),
     "a plugin's name": (("gpt2",), "did you mean 'surgery_gpt2'?"),
