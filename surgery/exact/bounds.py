@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 
 from surgery.exact.product import Product
+from surgery.exact.slices import spans
 
 __all__ = ["Approximation"]
 
@@ -28,6 +29,7 @@ class Approximation:
         length: the sum of all ranks.
         row_norm: (out), float64, at least the norm of each row of the joined `up`.
         column_norm: (in), float64, likewise for columns of the joined `down`.
+        prefers_wide: whether float64 was found to be faster here, as it leaves fewer elements undecided. Only a hint.
     """
 
     def __init__(self, products: tuple[Product, ...], shape: tuple[int, int]) -> None:
@@ -39,7 +41,17 @@ class Approximation:
         self.length = self.up.shape[1]
         self.row_norm = torch.linalg.vector_norm(self.up, dim=1) * _SLACK
         self.column_norm = torch.linalg.vector_norm(self.down, dim=0) * _SLACK
-        self.is_short = all(product.is_short for product in products)
+        are_powers = all(math.frexp(abs(product.scale))[0] in {0.0, 0.5} for product in products)
+        room = 53 - max(self.length - 1, 0).bit_length()
+        # A scale that is no power of two was rounded into `up`, which is then no exact factor.
+        self._row_room = room - spans(self.up, 1) if are_powers else torch.full((shape[0],), -1)
+        self._column_span = spans(self.down, 0)
+        self._widest_column = int(self._column_span.amax()) if shape[1] else 0
+        self.prefers_wide = False
+
+    def is_exact(self, rows: slice) -> bool:
+        """Whether the float64 product has no error in these rows, as where adapters are kept in 16 bits."""
+        return bool((self._row_room[rows] >= self._widest_column).all())
 
     def error(self, unit: float, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """Return how far a product of these norms can be off where arithmetic has the unit roundoff `unit`."""
@@ -72,7 +84,8 @@ class Approximation:
     def at(self, rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return approximations and errors, float64, of the elements (rows[i], columns[i])."""
         value = (self.up[rows] * self.down_rows[columns]).sum(1)
-        return value, self.error(2.0**-53, self.row_norm[rows], self.column_norm[columns])
+        error = self.error(2.0**-53, self.row_norm[rows], self.column_norm[columns])
+        return value, torch.where(self._row_room[rows] >= self._column_span[columns], 0.0, error)
 
     def exactly(
         self, base: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, *, odd: bool = True

@@ -5,16 +5,19 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from surgery.errors import StateError
 from surgery.exact.bounds import Approximation
 from surgery.exact.delta import Delta
-from surgery.exact.rounding import Format, format_of, integers, round_once
+from surgery.exact.rounding import Format, format_of, integers
 from surgery.exact.scratch import scratch
+from surgery.exact.settle import refuse, settle
 
 __all__ = ["merge_block"]
 
-_AT_ONCE = 16384
-"""Elements of one step where elements are looked at one by one."""
+_IN_CACHE = 1 << 17
+"""Elements whose intermediate results stay in a core's own cache."""
+
+_MANY = 150
+"""One undecided element of so many: summing all of them in float64 is cheaper than settling each."""
 
 
 @torch.no_grad()
@@ -28,154 +31,142 @@ def merge_block(
     Without, it is float64 W + `delta.block(..., correct=False)` in two roundings: as reproducible, and seldom (in 16
     bits about 1 of 100,000) the other neighbour.
 
-    Elements to which exactly zero is added keep their bits, and so do NaN and infinities of W.
+    Elements to which exactly zero is added keep their bits, and so do NaN and infinities of W. A call costs some
+    hundred microseconds of its own: a million elements at once are better than a hundred thousand.
 
     Args:
-        weight: (n, in): float32, bfloat16, float16, float8 (e4m3fn, e5m2), or float64, contiguous on the CPU.
+        weight: (n, in): float32, bfloat16, float16, float8 (e4m3fn, e5m2), or float64, on the CPU.
         delta: what is added to the whole weight.
         start: the first row of the block.
         correct: see above.
-        out: where to put it, of the shape and dtype of `weight`; may be `weight` itself.
+        out: where to put it, contiguous, of the shape and dtype of `weight`; may be `weight` itself.
 
     Raises:
-        StateError: a finite weight would not be finite any more (row and column are named), or an unknown dtype.
+        StateError: a finite weight would not be finite any more (row and column are named; `out` holds anything then),
+            or an unknown dtype.
     """
     form = format_of(weight.dtype)
-    out = torch.empty_like(weight) if out is None else out
+    weight = weight.detach().contiguous()
+    if out is None:
+        out = torch.empty_like(weight)
+    elif correct and out.data_ptr() == weight.data_ptr():
+        weight = weight.clone()
     if not weight.numel():
         return out
-    if correct:
-        _correctly(weight, delta.approximation, start, form, out)
-    else:
-        _quickly(weight, delta, start, form, out)
+    rows, columns = weight.shape
+    step = max(1, _IN_CACHE // columns)
+    undecided = []
+    for first in range(0, rows, step):
+        part, result = weight[first : first + step], out[first : first + step]
+        if not correct:
+            _quickly(part, delta, start + first, form, result)
+        elif form.dtype == torch.float64:
+            undecided.append(np.arange(first * columns, first * columns + part.numel()))
+        else:
+            undecided.append(_decide(part, delta.approximation, start + first, form, result) + first * columns)
+    if undecided:
+        settle(weight, delta.approximation, start, form, out, torch.from_numpy(np.concatenate(undecided)))
     return out
+
+
+def _decide(
+    weight: torch.Tensor, sums: Approximation, start: int, form: Format, out: torch.Tensor
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Round W + an approximate delta into `out`, and return flat indices of elements for which that is not certain."""
+    rows = slice(start, start + weight.shape[0])
+    if form.dtype == torch.float32 and sums.is_exact(rows):
+        differs = _by_sums(weight, sums, rows, out)
+    elif form.dtype == torch.float32 or sums.prefers_wide or not _is_single_single():
+        # In 16 bits float64 is cast by way of float32, whose rounding must be covered, too.
+        slack = 2.0**-51 if form.dtype == torch.float32 else 2.0**-22
+        differs = _by_bounds(weight, (sums.up[rows], sums.down, sums.wide[rows]), slack, form, out)
+    else:
+        up, down, error = sums.single
+        differs = _by_bounds(weight, (up[rows], down, error[rows]), 2.0**-22, form, out)
+        if np.count_nonzero(differs) > differs.size // _MANY:
+            sums.prefers_wide = True
+            return _decide(weight, sums, start, form, out)
+    unchanged = sums.row_norm[rows] == 0
+    if bool(unchanged.any()):
+        integers(out)[unchanged] = integers(weight)[unchanged]
+        differs[unchanged.numpy()] = False
+    return np.flatnonzero(differs)
+
+
+def _by_bounds(
+    weight: torch.Tensor,
+    factors: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    slack: float,
+    form: Format,
+    out: torch.Tensor,
+) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
+    """Round W + up @ down, and return where W + up @ down ± error may round otherwise.
+
+    `slack` is at least four times the unit roundoff of the arithmetic: one for the sum, two for each of its bounds.
+    """
+    up, down, error = factors
+    shape = (weight.shape[0], weight.shape[1])
+    total, bound, wide = (scratch(name, shape, up.dtype) for name in ("total", "bound", "wide"))
+    torch.mm(up, down, out=total)
+    total.add_(wide.copy_(weight))
+    out.copy_(total)
+    # The magnitude is between size * (1 - slack) - error and size * (1 + slack) + error, and rounding is monotone.
+    size = torch.abs(total, out=wide)
+    lower = scratch("lower", shape, form.dtype).copy_(torch.add(-error, size, alpha=1.0 - slack, out=bound))
+    upper = scratch("upper", shape, form.dtype).copy_(torch.add(error, size, alpha=1.0 + slack, out=bound))
+    differs = np.not_equal(integers(lower).numpy(), integers(upper).numpy())
+    end = form.ends * (1.0 - 2.0**-20)
+    if not float(bound.amax()) < end:
+        differs |= ~(bound < end).numpy()
+    return differs
+
+
+def _by_sums(
+    weight: torch.Tensor, sums: Approximation, rows: slice, out: torch.Tensor
+) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
+    """Round float32 W + up @ down, whose product is exact, and return where the sum is not exact, or a zero."""
+    shape = (weight.shape[0], weight.shape[1])
+    total, added, wide, back = (scratch(name, shape, torch.float64) for name in ("total", "bound", "wide", "back"))
+    torch.mm(sums.up[rows], sums.down, out=added)
+    torch.add(wide.copy_(weight), added, out=total)
+    out.copy_(total)
+    # The larger number taken from the sum leaves the smaller one, if and only if nothing was rounded (Fast2Sum).
+    differs = np.not_equal(torch.sub(total, wide, out=back).numpy(), added.numpy())
+    differs |= np.not_equal(torch.sub(total, added, out=back).numpy(), wide.numpy())
+    differs |= np.equal(total.numpy(), 0.0)
+    if not float(torch.abs(total, out=back).amax()) < 2.0**127:
+        differs |= ~(back < 2.0**127).numpy()
+    return differs
+
+
+def _is_single_single() -> bool:
+    """Whether torch multiplies float32 in float32: programs may allow it less."""
+    return torch.get_float32_matmul_precision() == "highest"
 
 
 def _quickly(weight: torch.Tensor, delta: Delta, start: int, form: Format, out: torch.Tensor) -> None:
     shape = (weight.shape[0], weight.shape[1])
     added = delta.block(start, start + shape[0], correct=False, out=scratch("delta", shape, torch.float64))
-    total = scratch("wide", shape, torch.float64).copy_(weight)
-    keeps = _zeros(weight, total, added)
+    total = scratch("sum", shape, torch.float64).copy_(weight)
+    keeps = (total == 0) & (added == 0) if _has_negative_zero(weight) else None
     total.add_(added)
-    lost = None
-    if not float(total.sum().abs()) < float("inf") or not _is_inside(total, form):
+    low, high = float(total.amin()), float(total.amax())
+    if not max(-low, high) < form.ends:
         is_finite = torch.isfinite(weight.to(torch.float32) if weight.element_size() == 1 else weight)
         lost = (form.overflows(total) & is_finite).view(-1).nonzero().view(-1)
         if lost.numel():
-            _refuse(int(lost[0]), start, shape[1], form)
-        keeps = (keeps if keeps is not None else torch.zeros_like(is_finite)) | ~is_finite
-    kept = weight[keeps] if keeps is not None else None
-    out.copy_(total if form.dtype in (torch.float32, torch.float64) else total.to(torch.float32))
+            refuse(int(lost[0]), start, shape[1], form)
+        keeps = ~is_finite if keeps is None else keeps | ~is_finite
+    kept = integers(weight)[keeps] if keeps is not None else None
+    # float64 becomes 16 bits by way of float32: said here, so that every version of torch does it so.
+    narrow = form.dtype not in (torch.float32, torch.float64)
+    out.copy_(scratch("single", shape, torch.float32).copy_(total) if narrow else total)
     if keeps is not None and kept is not None:
-        integers(out)[keeps] = integers(kept)
+        integers(out)[keeps] = kept
 
 
-def _zeros(weight: torch.Tensor, wide: torch.Tensor, added: torch.Tensor) -> torch.Tensor | None:
-    """Return where a zero of W stays as it is, or None where no weight is -0."""
-    negative = -(1 << (8 * weight.element_size() - 1))
-    lowest = integers(weight)
-    if lowest.dtype == torch.uint8:
-        has = bool((lowest == 128).any())
-    else:
-        has = int(lowest.amin()) == negative
-    return ((wide == 0) & (added == 0)) if has else None
-
-
-def _is_inside(total: torch.Tensor, form: Format) -> bool:
-    low, high = torch.aminmax(total)
-    return max(-float(low), float(high)) < form.ends
-
-
-def _correctly(weight: torch.Tensor, sums: Approximation, start: int, form: Format, out: torch.Tensor) -> None:
-    shape = (weight.shape[0], weight.shape[1])
-    base = weight.clone() if out.data_ptr() == weight.data_ptr() else weight
-    if form.dtype == torch.float64:
-        chosen = torch.arange(weight.numel())
-    else:
-        is_wide = form.dtype == torch.float32 or torch.get_float32_matmul_precision() != "highest"
-        chosen = _decide(base, sums, start, form, out, torch.float64 if is_wide else torch.float32)
-    for indices in chosen.split(_AT_ONCE):
-        _settle(base.view(-1), sums, start, shape[1], form, out.view(-1), indices)
-
-
-def _decide(
-    weight: torch.Tensor, sums: Approximation, start: int, form: Format, out: torch.Tensor, work: torch.dtype
-) -> torch.Tensor:
-    """Round W + an approximate delta into `out`, and return flat indices of elements for which that is not certain."""
-    shape = (weight.shape[0], weight.shape[1])
-    stop = start + shape[0]
-    total, low, wide = (scratch(name, shape, work) for name in ("total", "low", "w"))
-    if work == torch.float64:
-        up, down, error = sums.up, sums.down, sums.wide
-        # In 16 bits float64 is cast by way of float32, whose rounding must be covered, too.
-        slack = 2.0**-51 if form.dtype == torch.float32 else 2.0**-21
-    else:
-        up, down, error = sums.single
-        slack = 2.0**-21
-    error = error[start:stop]
-    torch.mm(up[start:stop], down, out=total)
-    total.add_(wide.copy_(weight))
-    out.copy_(total)
-    size = torch.abs(total, out=wide)
-    peak = float(size.amax())
-    # The true magnitude is between size * (1 - slack) - error and size * (1 + slack) + error; rounding is monotone.
-    torch.add(-error, size, alpha=1.0 - slack, out=low)
-    lower = scratch("lower", shape, form.dtype).copy_(low)
-    torch.add(error, size, alpha=1.0 + slack, out=low)
-    upper = scratch("upper", shape, form.dtype).copy_(low)
-    differs = np.not_equal(integers(lower).numpy(), integers(upper).numpy())
-    if not peak * (1.0 + 2.0**-20) + float(error.amax()) < form.ends * (1.0 - 2.0**-20):
-        differs |= (~(low < form.ends * (1.0 - 2.0**-20))).numpy()
-    unchanged = (error == 0).view(-1)
-    if bool(unchanged.any()):
-        integers(out)[unchanged] = integers(weight)[unchanged]
-        differs[unchanged.numpy()] = False
-    return torch.from_numpy(np.flatnonzero(differs))
-
-
-def _settle(
-    weight: torch.Tensor,
-    sums: Approximation,
-    start: int,
-    width: int,
-    form: Format,
-    out: torch.Tensor,
-    indices: torch.Tensor,
-) -> None:
-    """Round the elements `indices` of flat `weight` correctly into flat `out`."""
-    rows, columns = indices // width + start, indices % width
-    own = weight.view(_bits(weight))[indices]
-    base = own.view(weight.dtype).double()
-    value, error = sums.at(rows, columns)
-    total = base + value
-    radius = total.abs() * 2.0**-51 + error
-    low, high = total - radius, total + radius
-    found = round_once(high, form.dtype)
-    stays = (error == 0) | ~torch.isfinite(base)
-    certain = integers(round_once(low, form.dtype)) == integers(found)
-    certain &= ~form.overflows(low) & ~form.overflows(high)
-    if form.dtype == torch.float64:
-        certain &= False
-    open_ = (~certain & ~stays).nonzero().view(-1)
-    result = integers(found).clone()
-    if open_.numel():
-        odd, same = sums.exactly(base[open_], rows[open_], columns[open_], odd=form.dtype != torch.float64)
-        exact = torch.tensor(odd, dtype=torch.float64)
-        lost = form.overflows(exact).nonzero().view(-1)
-        if lost.numel():
-            _refuse(int(indices[open_[lost[0]]]), start, width, form)
-        result[open_] = integers(round_once(exact, form.dtype))
-        stays[open_] = torch.tensor(same)
-    out.view(_bits(out))[indices] = torch.where(stays, own, result)
-
-
-def _bits(tensor: torch.Tensor) -> torch.dtype:
-    return integers(tensor[:0]).dtype
-
-
-def _refuse(index: int, start: int, width: int, form: Format) -> None:
-    raise StateError(
-        f"merging would turn a finite weight into NaN or inf in {str(form.dtype).removeprefix('torch.')}",
-        f"row {index // width + start}, column {index % width}",
-        "nothing was merged; use a wider dtype or a smaller scale",
-    )
+def _has_negative_zero(weight: torch.Tensor) -> bool:
+    bits = integers(weight)
+    if bits.dtype == torch.uint8:
+        return bool((bits == 128).any())
+    return int(bits.amin()) == torch.iinfo(bits.dtype).min

@@ -8,7 +8,7 @@ import torch
 
 from surgery.errors import StateError
 
-__all__ = ["Format", "format_of", "integers", "round_once", "same_bits"]
+__all__ = ["Format", "format_of", "integers", "round_once", "same_bits", "to_odd"]
 
 _INTEGER_VIEW = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -89,3 +89,15 @@ def round_once(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     tiny = torch.where(value < 0, torch.full_like(bits, -(2**31) + 1), torch.ones_like(bits))
     odd = torch.where(single == 0, tiny, odd)
     return torch.where(is_wrong, odd, bits).view(torch.float32).to(dtype)
+
+
+def to_odd(total: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
+    """Return total + rest, |rest| being at most half a unit of `total`, rounded to odd; float64, normal numbers.
+
+    What is not a float64 becomes the neighbour with an odd last bit: rounding that to a shorter format is the correct
+    rounding of the unrounded sum.
+    """
+    bits = total.view(torch.int64)
+    is_wrong = (rest != 0) & ((bits & 1) == 0)
+    outwards = (rest > 0) == (total > 0)
+    return torch.where(is_wrong, torch.where(outwards, bits + 1, bits - 1), bits).view(torch.float64)

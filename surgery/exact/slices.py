@@ -12,7 +12,7 @@ import torch
 
 from surgery.errors import StateError
 
-__all__ = ["Sliced", "sliced"]
+__all__ = ["Sliced", "sliced", "spans"]
 
 _EXACT_BITS = 53
 _MOST_SLICES = 64
@@ -53,6 +53,23 @@ def sliced(up: torch.Tensor, down: torch.Tensor, *, only_first: bool = False) ->
         if total == 0 or any(bool(left[p].any()) and bool(right[q].any()) for p, q in chosen):
             groups.append((group[0].contiguous(), group[1].contiguous()))
     return Sliced(tuple(groups))
+
+
+def spans(factor: torch.Tensor, axis: int) -> torch.Tensor:
+    """Return how many bits each row (axis 1) or column (axis 0) of a float64 factor needs on one common grid.
+
+    A product of a row and a column is exact in float64, in any order of summing, where their spans and the bits of the
+    number of terms are 53 together.
+    """
+    if not factor.numel():
+        return torch.zeros(factor.shape[1 - axis], dtype=torch.int64)
+    mantissa, exponent = torch.frexp(factor)
+    digits = (mantissa * 2.0**53).to(torch.int64)
+    lowest = torch.frexp((digits & -digits).to(torch.float64)).exponent.to(torch.int64) + exponent - 54
+    is_zero = factor == 0
+    top = torch.where(is_zero, -(1 << 30), exponent.to(torch.int64)).amax(axis)
+    bottom = torch.where(is_zero, 1 << 30, lowest).amin(axis)
+    return (top - bottom).clamp(min=0)
 
 
 def _width(length: int) -> int:
