@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from surgery.exact.rounding import integers
+from surgery.exact.scratch import scratch
 
 __all__ = ["Candidates", "candidates", "patterns", "unpatterned"]
 
@@ -79,7 +80,8 @@ def candidates(merged: torch.Tensor, delta: torch.Tensor) -> Candidates:
     none = np.empty(0, np.int64)
     if not merged.is_floating_point():
         return Candidates(_on_grid(merged, delta), none, none, none, none)
-    guess = patterns(_nearest(merged.double().sub_(delta), merged.dtype))
+    wide = scratch("wide", (merged.numel(),), torch.float64).copy_(merged.reshape(-1))
+    guess = patterns(_nearest(wide.sub_(delta.reshape(-1)), merged.dtype))
     if merged.dtype not in _EXPONENTS:
         return Candidates(guess, none, none, none, none)
     mask = _EXPONENTS[merged.dtype]
@@ -102,13 +104,14 @@ def candidates(merged: torch.Tensor, delta: torch.Tensor) -> Candidates:
 
 
 def _nearest(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Round float64 by way of float32, NaN to 0: a fixed rule, whether or not it is the best rounding."""
+    """Round float64, which may be written to, by way of float32, NaN to 0: a fixed rule, if not the best rounding."""
     if dtype in _LARGEST:
         value = value.clamp_(-_LARGEST[dtype], _LARGEST[dtype])  # past the end, versions of torch differ
-    value = value.to(torch.float32) if dtype != torch.float64 else value
+    if dtype != torch.float64:
+        value = scratch("single", tuple(value.shape), torch.float32).copy_(value)
     if bool(torch.isnan(value.sum())):
         value = torch.where(value.isnan(), 0.0, value)
-    return value.to(dtype)
+    return value.to(dtype, copy=True)
 
 
 def _interval(own: Ints, delta: torch.Tensor, dtype: torch.dtype) -> tuple[Ints, Ints]:
