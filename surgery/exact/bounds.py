@@ -68,13 +68,15 @@ class Approximation:
         error = self.error(2.0**-24, self.row_norm, self.largest_column)
         # What may be lost below the normal range, in each term and in rounding the factors.
         edge = float(self.up.abs().amax() + self.down.abs().amax()) if self.up.numel() and self.down.numel() else 0.0
-        error += (self.row_norm > 0) * ((self.length + 4) * 2.0**-125 * (1.0 + edge))
+        error += self.row_norm.sign() * ((self.length + 4) * 2.0**-125 * (1.0 + edge))
         return up, down, (error * _SLACK).float().unsqueeze(1)
 
     @cached_property
     def wide(self) -> torch.Tensor:
-        """Return the error (out, 1) of the float64 product, in float64."""
-        return self.error(2.0**-53, self.row_norm, self.largest_column).unsqueeze(1)
+        """Return the error (out, 1) of the float64 product, in float64; above 0 where a row of `up` is not zero."""
+        error = self.error(2.0**-53, self.row_norm, self.largest_column)
+        # A zero that comes out of nothing but zeros may have to be -0: it must stay undecided.
+        return (error + self.row_norm.sign() * 2.0**-1000).unsqueeze(1)
 
     @cached_property
     def down_rows(self) -> torch.Tensor:

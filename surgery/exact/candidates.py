@@ -55,6 +55,17 @@ class Candidates:
         result[self.places] = _order(self.first + ranks, result.dtype.itemsize).astype(result.dtype)
         return result
 
+    def zeros(self) -> Candidates:
+        """Return the same with zero as the likeliest original of every element that may have been zero.
+
+        Pruned and ternary weights are zero far more often than their neighbours among the numbers.
+        """
+        may_be = (self.first <= 0) & (self.first + self.counts > 0)
+        guess = self.guess.copy()
+        guess[self.places[may_be]] = 0
+        rest = ~may_be
+        return Candidates(guess, self.places[rest], self.first[rest], self.widths[rest], self.counts[rest])
+
     def ranks(self, original: Ints) -> Ints:
         """Return which candidate each place of `original` (n) patterns is; 0 where it is none of them."""
         ranks = _order(original[self.places].astype(np.int64), original.dtype.itemsize) - self.first
@@ -82,6 +93,8 @@ def candidates(merged: torch.Tensor, delta: torch.Tensor) -> Candidates:
         return Candidates(_on_grid(merged, delta), none, none, none, none)
     wide = scratch("wide", (merged.numel(),), torch.float64).copy_(merged.reshape(-1))
     guess = patterns(_nearest(wide.sub_(delta.reshape(-1)), merged.dtype))
+    # A difference too small for the dtype may come out as -0, which weights seldom are.
+    guess[guess == np.iinfo(guess.dtype).min] = 0
     if merged.dtype not in _EXPONENTS:
         return Candidates(guess, none, none, none, none)
     mask = _EXPONENTS[merged.dtype]
@@ -119,9 +132,7 @@ def _interval(own: Ints, delta: torch.Tensor, dtype: torch.dtype) -> tuple[Ints,
     size = torch.empty(0, dtype=dtype).element_size()
     order = _order(own, size)
     limit = (1 << (8 * size - 1)) - 1
-    here, before, after = (
-        _number(np.clip(order + step, -limit - 1, limit), size, dtype) for step in (0, -1, 1)
-    )
+    here, before, after = (_number(np.clip(order + step, -limit - 1, limit), size, dtype) for step in (0, -1, 1))
     low = (before + here) * 0.5 - delta
     high = (here + after) * 0.5 - delta
     is_sound = (torch.isfinite(low) & torch.isfinite(high)).numpy()

@@ -41,9 +41,7 @@ class Delta:
                     hint="nothing was merged",
                 )
 
-    def block(
-        self, start: int, stop: int, correct: bool = True, *, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def block(self, start: int, stop: int, correct: bool = True, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """Return rows start..stop as float64 (stop - start, in): the same bits on any machine, in any blocking.
 
         Args:

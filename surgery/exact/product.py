@@ -75,7 +75,8 @@ def _checked(name: str, factor: torch.Tensor) -> torch.Tensor:
         size = factor.abs()
         if bool(((size > _LARGEST_ENTRY) | ((size > 0) & (size < 1 / _LARGEST_ENTRY))).any()):
             raise StateError(
-                f"the adapter's tensor {name!r} holds numbers beyond 2**200 or nearer to zero than 2**-200", hint=_NOTHING
+                f"the adapter's tensor {name!r} holds numbers beyond 2**200 or nearer to zero than 2**-200",
+                hint=_NOTHING,
             )
     return factor
 

@@ -5,6 +5,7 @@ A blob is a header (`_HEADER`) and a body. All numbers are little-endian.
     raw      the patterns of all elements
     sparse   count indices (u32, ascending), then their patterns: elements whose likeliest original is not the right one
     ranks    as sparse, then for each element with several candidates which one it is, packed by widths
+    zeros    as ranks, but what may have been zero is taken to have been zero
 
 `decode` is a function of W', the delta and the blob alone. `encode` runs it, and falls back to raw where it does not
 return the very bits, so a flaw in the arithmetic of candidates costs bytes and never correctness.
@@ -30,7 +31,7 @@ Ints = npt.NDArray[Any]
 
 _HEADER = struct.Struct("<4sBBBxIIQ")
 _MAGIC, _VERSION = b"sres", 1
-_RAW, _SPARSE, _RANKS = range(3)
+_RAW, _SPARSE, _RANKS, _ZEROS = range(4)
 _CODES = {
     torch.float32: 1,
     torch.bfloat16: 2,
@@ -78,8 +79,9 @@ def encode(original: torch.Tensor, merged: torch.Tensor, delta_block: torch.Tens
     known = candidates(merged.contiguous(), delta_block)
     choices = [_body(own, known.guess, b"", _SPARSE)]
     if known.places.size:
-        ranks = known.ranks(own)
-        choices.append(_body(own, known.filled(ranks), pack(ranks, known.widths), _RANKS))
+        for kind, part in ((_RANKS, known), (_ZEROS, known.zeros())):
+            ranks = part.ranks(own)
+            choices.append(_body(own, part.filled(ranks), pack(ranks, part.widths), kind))
     kind, count, body = min(choices, key=lambda choice: len(choice[2]))
     if len(body) < own.nbytes:
         blob = _HEADER.pack(_MAGIC, _VERSION, kind, code, own.size, count, digest) + body
@@ -133,7 +135,7 @@ def _read(blob: bytes, elements: int, code: int) -> _Header:
         raise _damaged("it does not begin as a residue")
     if header.version != _VERSION:
         raise CheckpointError(f"a residue of version {header.version}", hint="use a newer surgery to read it")
-    if blob[7] or header.kind not in {_RAW, _SPARSE, _RANKS} or header.count > header.elements:
+    if blob[7] or header.kind > _ZEROS or header.count > header.elements:
         raise _damaged("its header makes no sense")
     if header.elements != elements or header.code != code:
         raise _damaged("it belongs to a tensor of another size or dtype")
@@ -141,18 +143,20 @@ def _read(blob: bytes, elements: int, code: int) -> _Header:
 
 
 def _apply(known: Candidates, header: _Header, blob: bytes) -> Ints:
-    """Return the patterns that a sparse or ranks blob makes of what is known."""
+    """Return the patterns that a blob, not a raw one, makes of what is known."""
+    if header.kind == _ZEROS:
+        known = known.zeros()
     guess = known.guess
     places_end = _HEADER.size + 4 * header.count
     patches_end = places_end + guess.dtype.itemsize * header.count
-    expected = patches_end + (packed_size(known.widths) if header.kind == _RANKS else 0)
+    expected = patches_end + (packed_size(known.widths) if header.kind != _SPARSE else 0)
     if len(blob) != expected:
         raise _damaged(f"it has {len(blob)} bytes and should have {expected}")
     places = np.frombuffer(blob, "<u4", header.count, _HEADER.size).astype(np.int64)
     if places.size and (int(places[-1]) >= guess.size or bool((np.diff(places) <= 0).any())):
         raise _damaged("its indices are not ascending or out of range")
     found = guess
-    if header.kind == _RANKS:
+    if header.kind != _SPARSE:
         ranks = unpack(blob[patches_end:], known.widths)
         if bool((ranks >= known.counts).any()):
             raise _damaged("it chooses a candidate that does not exist")
@@ -168,7 +172,9 @@ def _check(one: torch.Tensor, other: torch.Tensor, delta: torch.Tensor) -> None:
         known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _CODES)
         raise StateError(f"no residue is known for {one.dtype}", hint=f"known: {known}")
     if one.dtype != other.dtype or one.shape != other.shape or delta.shape != one.shape or delta.dtype != torch.float64:
-        raise StateError("an original, its merged form and a float64 delta must have one shape, and the first two one dtype")
+        raise StateError(
+            "an original, its merged form and a float64 delta must have one shape, and the first two one dtype"
+        )
     if one.numel() >= 1 << 32:
         raise StateError("a residue is of fewer than 2**32 elements", hint="encode row blocks")
 

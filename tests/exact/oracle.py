@@ -45,7 +45,10 @@ def delta_at(products: Sequence, row: int, column: int) -> Fraction:
     total = Fraction(0)
     for up, down, scale in products:
         inner = sum(
-            (Fraction(a) * Fraction(b) for a, b in zip(up[row].double().tolist(), down[:, column].double().tolist(), strict=True)),
+            (
+                Fraction(a) * Fraction(b)
+                for a, b in zip(up[row].double().tolist(), down[:, column].double().tolist(), strict=True)
+            ),
             Fraction(0),
         )
         total += Fraction(scale) * inner

@@ -24,7 +24,9 @@ def factors(draw: st.DrawFn, shape: tuple[int, int]) -> torch.Tensor:
     if kind == "zero":
         flat = torch.zeros(count, dtype=torch.float64)
     elif kind == "dyadic":
-        flat = torch.tensor([draw(st.sampled_from([0.0, 1.0, -1.0, 0.5, 2.0**-9, -3.0, 2.0**-12])) for _ in range(count)])
+        flat = torch.tensor(
+            [draw(st.sampled_from([0.0, 1.0, -1.0, 0.5, 2.0**-9, -3.0, 2.0**-12])) for _ in range(count)]
+        )
     else:
         flat = torch.randn(count, generator=generator, dtype=torch.float64)
         if kind == "wide":

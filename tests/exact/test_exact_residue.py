@@ -17,7 +17,7 @@ from surgery.exact import Delta, Product, candidates, decode, encode, merge_bloc
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float64]
 GRIDS = [torch.int8, torch.uint8, torch.int16, torch.int32]
 HEADER = struct.Struct("<4sBBBxIIQ")
-RAW, SPARSE, RANKS = range(3)
+RAW, SPARSE, RANKS, ZEROS = range(4)
 
 
 @st.composite
@@ -81,7 +81,8 @@ BARS = {1e-3: 0.001, 1e-2: 0.005, 0.1: 0.03, 1.0: 0.16}
 def test_residues_are_small(dtype: torch.dtype, ratio: float) -> None:
     original, merged, delta = _case(dtype, ratio)
     blob = encode(original, merged, delta)
-    assert len(blob) / original.numel() <= BARS[ratio] + (0.0006 if original.element_size() == 1 else 0)
+    # In 8 bits normal numbers are rounded to -0 now and then, and a -0 costs five bytes.
+    assert len(blob) / original.numel() <= BARS[ratio] + (0.002 if original.element_size() == 1 else 0)
     assert same_bits(decode(merged, delta, blob), original).all()
 
 
@@ -103,7 +104,12 @@ def test_the_smallest_form_is_chosen() -> None:
         if noise:
             merged = torch.randn(64, 64, generator=torch.Generator().manual_seed(5)).bfloat16()
         kinds.add(encode(original, merged, delta)[5])
-    assert kinds == {RAW, SPARSE, RANKS}
+    original, _, delta = _case(torch.bfloat16, 0.1, (64, 64))
+    original = torch.where(original.abs() > 0.01, original.sign() * 0.02, 0.0)
+    merged = (original.double() + delta).float().bfloat16()
+    blob = encode(original, merged, delta)
+    assert len(blob) / original.numel() < 0.03
+    assert kinds | {blob[5]} == {RAW, SPARSE, RANKS, ZEROS}
 
 
 def test_a_flaw_in_the_candidates_costs_bytes_and_no_bits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +177,7 @@ def test_a_cut_or_longer_blob_is_an_error(coded, length: int, tail: bytes) -> No
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.binary(max_size=200), st.integers(0, 2), st.integers(0, 2**32 - 1))
+@given(st.binary(max_size=200), st.integers(0, 3), st.integers(0, 2**32 - 1))
 def test_any_bytes_are_an_error(coded, body: bytes, kind: int, count: int) -> None:
     original, merged, delta, blob = coded
     for damaged in (body, HEADER.pack(b"sres", 1, kind, blob[6], original.numel(), count, 0) + body):
@@ -188,7 +194,7 @@ def _with(blob: bytes, **changes: int | bytes) -> bytes:
 CHANGES: dict[str, Callable[[bytes], bytes]] = {
     "magic": lambda blob: _with(blob, magic=b"none"),
     "version": lambda blob: _with(blob, version=2),
-    "kind": lambda blob: _with(blob, kind=3),
+    "kind": lambda blob: _with(blob, kind=4),
     "sparse": lambda blob: _with(blob, kind=SPARSE),
     "raw": lambda blob: _with(blob, kind=RAW),
     "dtype": lambda blob: _with(blob, code=blob[6] % 5 + 1),
@@ -275,7 +281,9 @@ def test_packing(pairs: list[tuple[int, int]]) -> None:
     assert np.array_equal(unpack(data, widths), numbers)
 
 
-@pytest.mark.parametrize(("dtype", "bar"), [(torch.bfloat16, 0.005), (torch.float16, 0.005), (torch.float32, 0.005)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "bar"), [(torch.bfloat16, 0.005), (torch.float16, 0.005), (torch.float32, 0.005)], ids=str
+)
 def test_real_weights(real_models, dtype: torch.dtype, bar: float) -> None:
     """Small pretrained decoders, with a random update of a hundredth of each weight's size."""
     from safetensors.torch import load_file

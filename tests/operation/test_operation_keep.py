@@ -208,7 +208,9 @@ def test_residues_give_back_every_bit(family: str, dtype: torch.dtype) -> None:
     model, _ = build(family)
     model.to(dtype)
     before = model_state(model)
-    op = operated(model, {"role": r"(attention|mlp|moe)\..*", **LORA}, {"role": r"norm\..*", "adapter": "full"}, keep="residue")
+    op = operated(
+        model, {"role": r"(attention|mlp|moe)\..*", **LORA}, {"role": r"norm\..*", "adapter": "full"}, keep="residue"
+    )
     op.add(planned(model, {"role": r"attention\..*", **LORA}), "b")
     move(op)
     whole = merged_alone(op, "default", "b")
