@@ -29,6 +29,7 @@ class Approximation:
         length: the sum of all ranks.
         row_norm: (out), float64, at least the norm of each row of the joined `up`.
         column_norm: (in), float64, likewise for columns of the joined `down`.
+        zero_rows: (out), numpy: rows to which nothing is added.
         prefers_wide: whether float64 was found to be faster here, as it leaves fewer elements undecided. Only a hint.
     """
 
@@ -48,6 +49,7 @@ class Approximation:
         self._column_span = spans(self.down, 0)
         self._widest_column = int(self._column_span.amax()) if shape[1] else 0
         self.prefers_wide = False
+        self.zero_rows = (self.row_norm == 0).numpy()
 
     def is_exact(self, rows: slice) -> bool:
         """Whether the float64 product has no error in these rows, as where adapters are kept in 16 bits."""

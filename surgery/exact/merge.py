@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from surgery.exact.bounds import Approximation
 from surgery.exact.delta import Delta
+from surgery.exact.filter import round_quickly
 from surgery.exact.rounding import Format, format_of, integers
 from surgery.exact.scratch import scratch
 from surgery.exact.settle import refuse, settle
@@ -15,9 +15,6 @@ __all__ = ["merge_block"]
 
 _IN_CACHE = 1 << 17
 """Elements whose intermediate results stay in a core's own cache."""
-
-_MANY = 150
-"""One undecided element of so many: summing all of them in float64 is cheaper than settling each."""
 
 
 @torch.no_grad()
@@ -63,85 +60,10 @@ def merge_block(
         elif form.dtype == torch.float64:
             undecided.append(np.arange(first * columns, first * columns + part.numel()))
         else:
-            undecided.append(_decide(part, delta.approximation, start + first, form, result) + first * columns)
+            undecided.append(round_quickly(part, delta.approximation, start + first, form, result) + first * columns)
     if undecided:
         settle(weight, delta.approximation, start, form, out, torch.from_numpy(np.concatenate(undecided)))
     return out
-
-
-def _decide(
-    weight: torch.Tensor, sums: Approximation, start: int, form: Format, out: torch.Tensor
-) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Round W + an approximate delta into `out`, and return flat indices of elements for which that is not certain."""
-    rows = slice(start, start + weight.shape[0])
-    if form.dtype == torch.float32 and sums.is_exact(rows):
-        differs = _by_sums(weight, sums, rows, out)
-    elif form.dtype == torch.float32 or sums.prefers_wide or not _is_single_single():
-        # In 16 bits float64 is cast by way of float32, whose rounding must be covered, too.
-        slack = 2.0**-51 if form.dtype == torch.float32 else 2.0**-22
-        differs = _by_bounds(weight, (sums.up[rows], sums.down, sums.wide[rows]), slack, form, out)
-    else:
-        up, down, error = sums.single
-        differs = _by_bounds(weight, (up[rows], down, error[rows]), 2.0**-22, form, out)
-        if np.count_nonzero(differs) > differs.size // _MANY:
-            sums.prefers_wide = True
-            return _decide(weight, sums, start, form, out)
-    unchanged = sums.row_norm[rows] == 0
-    if bool(unchanged.any()):
-        integers(out)[unchanged] = integers(weight)[unchanged]
-        differs[unchanged.numpy()] = False
-    return np.flatnonzero(differs)
-
-
-def _by_bounds(
-    weight: torch.Tensor,
-    factors: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    slack: float,
-    form: Format,
-    out: torch.Tensor,
-) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
-    """Round W + up @ down, and return where W + up @ down ± error may round otherwise.
-
-    `slack` is at least four times the unit roundoff of the arithmetic: one for the sum, two for each of its bounds.
-    """
-    up, down, error = factors
-    shape = (weight.shape[0], weight.shape[1])
-    total, bound, wide = (scratch(name, shape, up.dtype) for name in ("total", "bound", "wide"))
-    torch.mm(up, down, out=total)
-    total.add_(wide.copy_(weight))
-    out.copy_(total)
-    # The magnitude is between size * (1 - slack) - error and size * (1 + slack) + error, and rounding is monotone.
-    size = torch.abs(total, out=wide)
-    lower = scratch("lower", shape, form.dtype).copy_(torch.add(-error, size, alpha=1.0 - slack, out=bound))
-    upper = scratch("upper", shape, form.dtype).copy_(torch.add(error, size, alpha=1.0 + slack, out=bound))
-    differs = np.not_equal(integers(lower).numpy(), integers(upper).numpy())
-    end = form.ends * (1.0 - 2.0**-20)
-    if not float(bound.amax()) < end:
-        differs |= ~(bound < end).numpy()
-    return differs
-
-
-def _by_sums(
-    weight: torch.Tensor, sums: Approximation, rows: slice, out: torch.Tensor
-) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
-    """Round float32 W + up @ down, whose product is exact, and return where the sum is not exact, or a zero."""
-    shape = (weight.shape[0], weight.shape[1])
-    total, added, wide, back = (scratch(name, shape, torch.float64) for name in ("total", "bound", "wide", "back"))
-    torch.mm(sums.up[rows], sums.down, out=added)
-    torch.add(wide.copy_(weight), added, out=total)
-    out.copy_(total)
-    # The larger number taken from the sum leaves the smaller one, if and only if nothing was rounded (Fast2Sum).
-    differs = np.not_equal(torch.sub(total, wide, out=back).numpy(), added.numpy())
-    differs |= np.not_equal(torch.sub(total, added, out=back).numpy(), wide.numpy())
-    differs |= np.equal(total.numpy(), 0.0)
-    if not float(torch.abs(total, out=back).amax()) < 2.0**127:
-        differs |= ~(back < 2.0**127).numpy()
-    return differs
-
-
-def _is_single_single() -> bool:
-    """Whether torch multiplies float32 in float32: programs may allow it less."""
-    return torch.get_float32_matmul_precision() == "highest"
 
 
 def _quickly(weight: torch.Tensor, delta: Delta, start: int, form: Format, out: torch.Tensor) -> None:

@@ -22,11 +22,13 @@ class Format:
         code: its number in files.
         ends: the magnitude at which rounding leaves the finite numbers: half a unit past the largest one.
         ends_at: whether that magnitude itself does (a tie goes to even: the largest number, or what lies beyond).
+        edge: the pattern of the first magnitude that is not finite; where there is no infinity, of the last that is.
     """
 
     dtype: torch.dtype
     code: int
     ends: float
+    edge: int
     ends_at: bool = True
 
     def overflows(self, value: torch.Tensor) -> torch.Tensor:
@@ -38,12 +40,12 @@ class Format:
 _FORMATS = {
     format.dtype: format
     for format in (
-        Format(torch.float32, 1, 2.0**128 - 2.0**103),
-        Format(torch.bfloat16, 2, 2.0**128 - 2.0**119),
-        Format(torch.float16, 3, 65520.0),
-        Format(torch.float8_e4m3fn, 4, 464.0, ends_at=False),
-        Format(torch.float8_e5m2, 5, 61440.0),
-        Format(torch.float64, 6, float("inf")),
+        Format(torch.float32, 1, 2.0**128 - 2.0**103, 0x7F800000),
+        Format(torch.bfloat16, 2, 2.0**128 - 2.0**119, 0x7F80),
+        Format(torch.float16, 3, 65520.0, 0x7C00),
+        Format(torch.float8_e4m3fn, 4, 464.0, 0x7E, ends_at=False),
+        Format(torch.float8_e5m2, 5, 61440.0, 0x7C),
+        Format(torch.float64, 6, float("inf"), 0x7FF0000000000000),
     )
 }
 
