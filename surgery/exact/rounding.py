@@ -31,6 +31,11 @@ class Format:
     edge: int
     ends_at: bool = True
 
+    @property
+    def magnitude(self) -> int:
+        """Every bit of a pattern apart from the sign."""
+        return (1 << (8 * self.dtype.itemsize - 1)) - 1
+
     def overflows(self, value: torch.Tensor) -> torch.Tensor:
         """Return where float64 `value` rounds to something that is not finite."""
         size = value.abs()
