@@ -31,6 +31,9 @@ _EXPONENTS = {
 _LARGEST = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
 
 
+_IN_CACHE = 1 << 17
+
+
 @dataclass(frozen=True)
 class Candidates:
     """What is known of a block.
@@ -52,8 +55,39 @@ class Candidates:
     def filled(self, ranks: Ints) -> Ints:
         """Return patterns with the candidate `ranks` (m) at each place."""
         result = self.guess.copy()
-        result[self.places] = _order(self.first + ranks, result.dtype.itemsize).astype(result.dtype)
+        result[self.places] = self.chosen(ranks)
         return result
+
+    def chosen(self, ranks: Ints) -> Ints:
+        """Return patterns (m) of the candidate `ranks` at the places."""
+        return _order(self.first + ranks, self.guess.dtype.itemsize).astype(self.guess.dtype)
+
+    @property
+    def may_be_zero(self) -> Ints:
+        """Which of the places may have been zero."""
+        may_be: Ints = (self.first <= 0) & (self.first + self.counts > 0)
+        return may_be
+
+    def zeros(self) -> Candidates:
+        """Return the same with zero as the likeliest original of every element that may have been zero.
+
+        Pruned and ternary weights are zero far more often than their neighbours among the numbers.
+        """
+        may_be = self.may_be_zero
+        guess = self.guess.copy()
+        guess[self.places[may_be]] = 0
+        rest = ~may_be
+        return Candidates(guess, self.places[rest], self.first[rest], self.widths[rest], self.counts[rest])
+
+    def filled(self, ranks: Ints) -> Ints:
+        """Return patterns with the candidate `ranks` (m) at each place."""
+        result = self.guess.copy()
+        result[self.places] = self.chosen(ranks)
+        return result
+
+    def chosen(self, ranks: Ints) -> Ints:
+        """Return patterns (m) of the candidate `ranks` at the places."""
+        return _order(self.first + ranks, self.guess.dtype.itemsize).astype(self.guess.dtype)
 
     def zeros(self) -> Candidates:
         """Return the same with zero as the likeliest original of every element that may have been zero.
@@ -91,29 +125,45 @@ def candidates(merged: torch.Tensor, delta: torch.Tensor) -> Candidates:
     none = np.empty(0, np.int64)
     if not merged.is_floating_point():
         return Candidates(_on_grid(merged, delta), none, none, none, none)
-    wide = scratch("wide", (merged.numel(),), torch.float64).copy_(merged.reshape(-1))
-    guess = patterns(_nearest(wide.sub_(delta.reshape(-1)), merged.dtype))
-    # A difference too small for the dtype may come out as -0, which weights seldom are.
-    guess[guess == np.iinfo(guess.dtype).min] = 0
-    if merged.dtype not in _EXPONENTS:
-        return Candidates(guess, none, none, none, none)
-    mask = _EXPONENTS[merged.dtype]
-    own = patterns(merged)
-    magnitude = np.bitwise_and(guess, guess.dtype.type(np.iinfo(guess.dtype).max))
-    np.subtract(magnitude, magnitude > 0, out=magnitude, casting="unsafe")
-    magnitude &= guess.dtype.type(mask)
-    places = np.flatnonzero((own & own.dtype.type(mask)) > magnitude)
+    guess, places = _likeliest(merged.reshape(-1), delta.reshape(-1))
     if not places.size:
         return Candidates(guess, none, none, none, none)
+    own = patterns(merged)
     low, high = _interval(own[places].astype(np.int64), delta.reshape(-1)[torch.from_numpy(places)], merged.dtype)
     counts = np.clip(high - low + 1, 0, 1 << (8 * guess.dtype.itemsize))
     single = counts == 1
-    guess = guess.copy()
     guess[places[single]] = _order(low[single], guess.dtype.itemsize).astype(guess.dtype)
     many = counts > 1
     counts = counts[many]
     widths = np.frexp((counts - 1).astype(np.float64))[1].astype(np.int64)
     return Candidates(guess, places[many], low[many], widths, counts)
+
+
+def _likeliest(merged: torch.Tensor, delta: torch.Tensor) -> tuple[Ints, Ints]:
+    """Return merged - delta, rounded, as patterns; and indices of elements that may have several candidates.
+
+    Those are the ones that W' has in a higher binade than numbers next to merged - delta, where several round to one.
+    """
+    rounded = torch.empty_like(merged)
+    guess, own = patterns(rounded), patterns(merged)
+    kind, mask = guess.dtype.type, _EXPONENTS.get(merged.dtype)
+    flags = np.zeros(guess.size, np.bool_)
+    for start in range(0, guess.size, _IN_CACHE):
+        part = slice(start, start + _IN_CACHE)
+        wide = scratch("wide", (len(merged[part]),), torch.float64).copy_(merged[part])
+        rounded[part] = _nearest(wide.sub_(delta[part]), merged.dtype)
+        # A difference too small for the dtype may come out as -0, which weights seldom are.
+        negative_zero = np.iinfo(guess.dtype).min
+        if guess[part].min() == negative_zero:
+            guess[part][guess[part] == negative_zero] = 0
+        if mask is not None:
+            below, mine = (scratch(name, tuple(wide.shape), integers(rounded[:0]).dtype).numpy() for name in ("a", "b"))
+            below, mine = below.view(guess.dtype), mine.view(guess.dtype)
+            np.bitwise_and(guess[part], kind(np.iinfo(guess.dtype).max), out=below)
+            np.subtract(np.maximum(below, 1, out=below), 1, out=below)
+            np.bitwise_and(below, kind(mask), out=below)
+            np.greater(np.bitwise_and(own[part], kind(mask), out=mine), below, out=flags[part])
+    return guess, np.flatnonzero(flags)
 
 
 def _nearest(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -124,7 +174,7 @@ def _nearest(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         value = scratch("single", tuple(value.shape), torch.float32).copy_(value)
     if bool(torch.isnan(value.sum())):
         value = torch.where(value.isnan(), 0.0, value)
-    return value.to(dtype, copy=True)
+    return value if value.dtype == dtype else value.to(dtype)
 
 
 def _interval(own: Ints, delta: torch.Tensor, dtype: torch.dtype) -> tuple[Ints, Ints]:
@@ -137,7 +187,7 @@ def _interval(own: Ints, delta: torch.Tensor, dtype: torch.dtype) -> tuple[Ints,
     high = (here + after) * 0.5 - delta
     is_sound = (torch.isfinite(low) & torch.isfinite(high)).numpy()
     low, high = torch.nan_to_num(low, 0.0, 0.0, 0.0), torch.nan_to_num(high, 0.0, 0.0, 0.0)
-    first, last = _nearest(low.clone(), dtype), _nearest(high.clone(), dtype)
+    first, last = _nearest(low.clone(), dtype).clone(), _nearest(high.clone(), dtype)
     first_at = _order(patterns(first).astype(np.int64), size) + (first.double() < low).numpy()
     last_at = _order(patterns(last).astype(np.int64), size) - (last.double() > high).numpy()
     return first_at, np.where(is_sound, last_at, first_at - 1)

@@ -14,6 +14,7 @@ return the very bits, so a flaw in the arithmetic of candidates costs bytes and 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,7 +53,7 @@ class _Header(NamedTuple):
     kind: int
     code: int
     elements: int
-    count: int
+    patches: int
     digest: int
 
 
@@ -77,12 +78,7 @@ def encode(original: torch.Tensor, merged: torch.Tensor, delta_block: torch.Tens
     own = patterns(original)
     code, digest = _CODES[original.dtype], xxhash.xxh3_64_intdigest(own.tobytes())
     known = candidates(merged.contiguous(), delta_block)
-    choices = [_body(own, known.guess, b"", _SPARSE)]
-    if known.places.size:
-        for kind, part in ((_RANKS, known), (_ZEROS, known.zeros())):
-            ranks = part.ranks(own)
-            choices.append(_body(own, part.filled(ranks), pack(ranks, part.widths), kind))
-    kind, count, body = min(choices, key=lambda choice: len(choice[2]))
+    kind, count, body = min(_bodies(own, known), key=lambda choice: len(choice[2]))
     if len(body) < own.nbytes:
         blob = _HEADER.pack(_MAGIC, _VERSION, kind, code, own.size, count, digest) + body
         if np.array_equal(_apply(known, _read(blob, own.size, code), blob), own):
@@ -90,9 +86,26 @@ def encode(original: torch.Tensor, merged: torch.Tensor, delta_block: torch.Tens
     return _HEADER.pack(_MAGIC, _VERSION, _RAW, code, own.size, 0, digest) + own.tobytes()
 
 
-def _body(own: Ints, guess: Ints, ranks: bytes, kind: int) -> tuple[int, int, bytes]:
-    wrong = np.flatnonzero(own != guess)
-    return kind, wrong.size, wrong.astype("<u4").tobytes() + own[wrong].tobytes() + ranks
+def _bodies(own: Ints, known: Candidates) -> Iterator[tuple[int, int, bytes]]:
+    """Yield kind, number of patches, and body of the forms that may be the smallest."""
+    differs = own != known.guess
+    yield _SPARSE, *_patches(own, differs, b"")
+    if not known.places.size:
+        return
+    forms = [(_RANKS, known)]
+    may_be_zero = known.places[known.may_be_zero]
+    if may_be_zero.size and np.count_nonzero(own[may_be_zero]) * 4 < may_be_zero.size:
+        forms.append((_ZEROS, known.zeros()))
+    for kind, part in forms:
+        ranks = part.ranks(own)
+        wrong = differs.copy() if part is known else own != part.guess
+        wrong[part.places] = part.chosen(ranks) != own[part.places]
+        yield kind, *_patches(own, wrong, pack(ranks, part.widths))
+
+
+def _patches(own: Ints, wrong: Ints, ranks: bytes) -> tuple[int, bytes]:
+    places = np.flatnonzero(wrong)
+    return places.size, places.astype("<u4").tobytes() + own[places].tobytes() + ranks
 
 
 @torch.no_grad()
@@ -135,7 +148,7 @@ def _read(blob: bytes, elements: int, code: int) -> _Header:
         raise _damaged("it does not begin as a residue")
     if header.version != _VERSION:
         raise CheckpointError(f"a residue of version {header.version}", hint="use a newer surgery to read it")
-    if blob[7] or header.kind > _ZEROS or header.count > header.elements:
+    if blob[7] or header.kind > _ZEROS or header.patches > header.elements:
         raise _damaged("its header makes no sense")
     if header.elements != elements or header.code != code:
         raise _damaged("it belongs to a tensor of another size or dtype")
@@ -147,12 +160,12 @@ def _apply(known: Candidates, header: _Header, blob: bytes) -> Ints:
     if header.kind == _ZEROS:
         known = known.zeros()
     guess = known.guess
-    places_end = _HEADER.size + 4 * header.count
-    patches_end = places_end + guess.dtype.itemsize * header.count
+    places_end = _HEADER.size + 4 * header.patches
+    patches_end = places_end + guess.dtype.itemsize * header.patches
     expected = patches_end + (packed_size(known.widths) if header.kind != _SPARSE else 0)
     if len(blob) != expected:
         raise _damaged(f"it has {len(blob)} bytes and should have {expected}")
-    places = np.frombuffer(blob, "<u4", header.count, _HEADER.size).astype(np.int64)
+    places = np.frombuffer(blob, "<u4", header.patches, _HEADER.size).astype(np.int64)
     if places.size and (int(places[-1]) >= guess.size or bool((np.diff(places) <= 0).any())):
         raise _damaged("its indices are not ascending or out of range")
     found = guess
@@ -161,9 +174,9 @@ def _apply(known: Candidates, header: _Header, blob: bytes) -> Ints:
         if bool((ranks >= known.counts).any()):
             raise _damaged("it chooses a candidate that does not exist")
         found = known.filled(ranks)
-    elif places.size:
+    else:
         found = guess.copy()
-    found[places] = np.frombuffer(blob, guess.dtype, header.count, places_end)
+    found[places] = np.frombuffer(blob, guess.dtype, header.patches, places_end)
     return found
 
 
