@@ -104,7 +104,8 @@ def _lowest(factor: torch.Tensor, axis: int) -> torch.Tensor:
     mantissa, exponent = torch.frexp(factor)
     digits = (mantissa * 2.0**53).to(torch.int64)
     own = torch.frexp((digits & -digits).to(torch.float64)).exponent + exponent - 54
-    return torch.where(factor == 0, 1000, own).amin(axis, keepdim=True)
+    lowest = torch.where(factor == 0, 1 << 20, own).amin(axis, keepdim=True)
+    return torch.where(lowest == 1 << 20, 0, lowest)
 
 
 def _apply(whole: torch.Tensor, vector: Ints) -> Ints:
