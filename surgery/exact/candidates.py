@@ -163,6 +163,9 @@ def _likeliest(merged: torch.Tensor, delta: torch.Tensor) -> tuple[Ints, Ints]:
             np.subtract(np.maximum(below, 1, out=below), 1, out=below)
             np.bitwise_and(below, kind(mask), out=below)
             np.greater(np.bitwise_and(own[part], kind(mask), out=mine), below, out=flags[part])
+            if merged.element_size() == 1:
+                # Normal weights become zero, of either sign, so often that the sign is worth a bit.
+                flags[part] |= guess[part] == 0
     return guess, np.flatnonzero(flags)
 
 
