@@ -10,7 +10,19 @@ import test_exact_residue as coding
 import torch
 from oracle import delta_at, merged
 
-from surgery.exact import Delta, Product, bounds, candidates, filter, merge_block, packing, residue, same_bits, settle, slices
+from surgery.exact import (
+    Delta,
+    Product,
+    bounds,
+    candidates,
+    filter,
+    merge_block,
+    packing,
+    residue,
+    same_bits,
+    settle,
+    slices,
+)
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
