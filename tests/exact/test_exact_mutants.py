@@ -10,7 +10,19 @@ import test_exact_residue as coding
 import torch
 from oracle import delta_at, merged
 
-from surgery.exact import Delta, Product, bounds, candidates, filter, merge_block, packing, residue, same_bits, settle, slices
+from surgery.exact import (
+    Delta,
+    Product,
+    bounds,
+    candidates,
+    merge_block,
+    packing,
+    residue,
+    same_bits,
+    settle,
+    slices,
+)
+from surgery.exact import filter as quick
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -81,8 +93,8 @@ def _no_error(patch: pytest.MonkeyPatch) -> None:
 
 
 def _no_filter(patch: pytest.MonkeyPatch) -> None:
-    real = filter._by_bounds
-    patch.setattr(filter, "_by_bounds", lambda *args: real(*args) & False)
+    real = quick._by_bounds
+    patch.setattr(quick, "_by_bounds", lambda *args: real(*args) & False)
 
 
 def _always_exact(patch: pytest.MonkeyPatch) -> None:
@@ -96,7 +108,7 @@ def _cast_twice(patch: pytest.MonkeyPatch) -> None:
 
 def _not_odd(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(settle, "to_odd", lambda total, rest: total)
-    patch.setattr(bounds, "_to_odd", lambda terms: sum(terms))
+    patch.setattr(bounds, "_to_odd", sum)
 
 
 def _nothing_stays(patch: pytest.MonkeyPatch) -> None:
