@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import VIEWS, Overflow, delta_at, merged
+from oracle import VIEWS, OverflowingError, delta_at, merged
 
 from surgery.errors import StateError
 from surgery.exact import Delta, Product, merge_block, round_once, same_bits
@@ -69,7 +69,7 @@ def test_every_element_is_the_correct_rounding(case) -> None:
     before = weight.clone()
     try:
         expected = merged(weight, products)
-    except Overflow:
+    except OverflowingError:
         with pytest.raises(StateError, match="NaN or inf"):
             merge_block(weight, delta, 0)
     else:

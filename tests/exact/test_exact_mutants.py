@@ -15,7 +15,6 @@ from surgery.exact import (
     Product,
     bounds,
     candidates,
-    filter,
     merge_block,
     packing,
     residue,
@@ -23,6 +22,7 @@ from surgery.exact import (
     settle,
     slices,
 )
+from surgery.exact import filter as quick
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -93,8 +93,8 @@ def _no_error(patch: pytest.MonkeyPatch) -> None:
 
 
 def _no_filter(patch: pytest.MonkeyPatch) -> None:
-    real = filter._by_bounds
-    patch.setattr(filter, "_by_bounds", lambda *args: real(*args) & False)
+    real = quick._by_bounds
+    patch.setattr(quick, "_by_bounds", lambda *args: real(*args) & False)
 
 
 def _always_exact(patch: pytest.MonkeyPatch) -> None:
@@ -108,7 +108,7 @@ def _cast_twice(patch: pytest.MonkeyPatch) -> None:
 
 def _not_odd(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(settle, "to_odd", lambda total, rest: total)
-    patch.setattr(bounds, "_to_odd", lambda terms: sum(terms))
+    patch.setattr(bounds, "_to_odd", sum)
 
 
 def _nothing_stays(patch: pytest.MonkeyPatch) -> None:
