@@ -165,7 +165,8 @@ def _count(registry: Registry, config: Any, auto_class: str, coverage: Coverage)
 def _is_matrix(site: Site) -> bool:
     """Whether a site is a matrix, or several, in a repeated block."""
     is_convolution = site.host == "other" and len(site.shape) == 3 and site.parameter == "weight"
-    is_weight = len(site.shape) in (2, 3) and site.host != "embedding" and not is_convolution
+    is_weight = len(site.shape) in (2, 3) and site.host != "embedding" and not site.parameter.endswith("bias")
+    is_weight = is_weight and not is_convolution
     return is_weight and (site.layer is not None or re.search(r"\.\d+\.", f".{site.path}.") is not None)
 
 

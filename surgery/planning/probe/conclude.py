@@ -24,6 +24,8 @@ _ASIDE = re.compile(r"adapter|lora|router|rms|norm|altup|laurel|per_layer|index|
 """Small maps beside a layer's MLP that are computed like one; no role is concluded for what is called so."""
 
 _KINDS = ("query", "key", "value")
+_SCALES = ("feed", "spread")
+"""What gates do: one for each column of an attention's result, or one for each head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +73,19 @@ def _attention(
     members = [row for path in own for row in rows[path] if row.attention == attention]
     takers = {row.to for row in members if row.kind == "value"} - {""}
     taker = next(iter(takers), "")
-    gates = {path for path, found in rows.items() if any(row.kind == "feed" and row.to == taker for row in found)}
+    gates = {path for path, found in rows.items() if any(row.kind in _SCALES and row.to == taker for row in found)}
     is_whole = len(takers) == 1 and {row.kind for row in members} == set(_KINDS)
     if not is_whole or not _takes_nothing_else(bench, taker, members, own | gates):
         return takers
-    family = "cross_attention" if any(row.across for row in members) else "attention"
+    is_across = any(row.across for row in members)
+    if not is_across and not bench.take_the_same([bench.paths[path] for path in own]):
+        return takers  # as long a sequence, and perhaps another one
+    family = "cross_attention" if is_across else "attention"
     for path in own | gates:
         for index, row in enumerate(rows[path]):
             if row.attention == attention and row.kind in _KINDS:
                 roles[path][index] = f"{family}.{row.kind}"
-            elif row.kind == "feed" and row.to == taker:
+            elif row.kind in _SCALES and row.to == taker:
                 roles[path][index] = PLAIN
     if taker in roles:
         roles[taker] = [f"{family}.output"] * len(roles[taker])

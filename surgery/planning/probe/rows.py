@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -34,7 +34,8 @@ class Row:
 
     Attributes:
         kind: `query`, `key`, `value`; `feed`: it is one column of the input of another linear map, at its own
-            position; `mixed`: it reaches another linear map in any other way; `unknown`.
+            position; `spread`: it is in several columns there, at its own position; `mixed`: it reaches another
+            linear map in any other way; `unknown`.
         to: path of that linear map; for `value` of the one that takes what the attention mixed.
         columns: the columns of that linear map's input that move.
         straight: whether the column moves as far up as down, as the operand that passes no activation does.
@@ -93,6 +94,8 @@ class Bench:
         sample = self._some(module, sorted({index * (width - 1) // (_SAMPLE - 1) for index in range(_SAMPLE)}))
         if all(row.kind in ("mixed", "unknown") for row in sample):
             return [_UNKNOWN] * width  # what no part of says anything is not looked at row by row
+        if len({(row.kind, row.to) for row in sample}) == 1 and sample[0].kind == "spread":
+            return [sample[0]] * width
         return [
             row
             for first in range(0, width, _TOGETHER)
@@ -117,6 +120,16 @@ class Bench:
                 return True
             seen.append(found.value)
         return seen[0].shape != seen[1].shape or not torch.equal(*seen)
+
+    def take_the_same(self, modules: Collection[nn.Module]) -> bool:
+        """Return whether modules are called with the same values: a self-attention's query, key and value are."""
+        wanted = {self._names[module] for module in modules}
+        first: dict[str, Tensor] = {}
+        for event in self._still:
+            if event.kind == "input" and event.name in wanted and event.value is not None:
+                first.setdefault(event.name, event.value)
+        values = list(first.values())
+        return len(first) == len(wanted) and all(torch.equal(value, values[0]) for value in values)
 
     @cached_property
     def _still(self) -> list[Event]:
@@ -212,8 +225,10 @@ def _row(event: Event, steps: Sequence[Tensor], moves: Tensor) -> Row:
         kind = "query" if asking == 1 < asked else "key" if asked == 1 < asking else "mixed"
         return Row(kind, attention=event.attention, across=_is_across(event))
     columns = _columns(moves)
-    if len(columns) != 1 or int(moves.sum()) != 1:
+    if int(moves.any(-1).sum()) != 1:
         return Row("mixed", event.name)
+    if len(columns) > 1:
+        return Row("spread", event.name)
     up, down = (float(step[moves]) for step in steps)
     straight = abs(up + down) < 1e-6 * max(abs(up), abs(down))
     return Row("feed", event.name, columns, straight)
