@@ -116,7 +116,8 @@ class _Resolver:
             raise PlanError(
                 f"the rule expects {rule.expect} site{'s' if rule.expect > 1 else ''} and wins {len(free)}",
                 f"{_where(index, rule)}.expect",
-                f"it matches {len(claimed)}" + (f" and loses {lost.total()} to earlier rules" if lost else ""),
+                f"write expect: {len(free)}, or correct the rule"
+                + (f"; it matches {len(claimed)} and loses {lost.total()} to earlier rules" if lost else ""),
             )
         for edit in edits:
             for site in edit.sites:
