@@ -45,7 +45,7 @@ def _projections(block: str, role: str) -> tuple[tuple[str, str], ...]:
 
 
 _EXPERTS = (
-    (rf"{_MLP}\.(?:gate|router|router\.(?:layer|classifier|gate|linear))", "moe.router"),
+    (rf"{_MLP}\.(?:gate|router|gate\.wg|router\.(?:layer|classifier|gate|linear))", "moe.router"),
     (r"(?:router|gate|mixer\.gate|moe\.(?:gate|router)|mlp\.moe\.(?:gate|router))", "moe.router"),
     (rf"(?:{_SHARED})\.gate_proj", "moe.shared.gate"),
     (rf"(?:{_SHARED})\.up_proj", "moe.shared.up"),
