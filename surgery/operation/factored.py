@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self, cast
 
@@ -85,7 +86,7 @@ class FactoredWeight(torch.Tensor):
     _fold: Callable[[], torch.Tensor]
     _index: int | torch.Tensor | None
     _is_turned: bool
-    _folded: dict[bool, torch.Tensor]
+    _folded: dict[bool, tuple[torch.Tensor, int]]
 
     def __new__(
         cls,
@@ -121,6 +122,7 @@ class FactoredWeight(torch.Tensor):
 
     def with_index(self, index: int | torch.Tensor) -> FactoredWeight:
         """Return the weight of one expert, or of one for each row."""
+        index = index.clone() if isinstance(index, torch.Tensor) else index  # the forward may go on to change it
         return FactoredWeight(self._stored, self._chain, self._fold, index, turned=self._is_turned)
 
     def swapped(self) -> FactoredWeight:
@@ -135,10 +137,19 @@ class FactoredWeight(torch.Tensor):
     def dense(self) -> torch.Tensor:
         """Return W' (or the part of it) as a plain tensor."""
         # Kept, so that a pointer to it stays valid as long as this object does.
+        for folded, version in self._folded.values():
+            if _may_be_written(folded, version):
+                return folded
         key = torch.is_grad_enabled()
         if key not in self._folded:
-            self._folded[key] = self.view_of(self._fold())
-        return self._folded[key]
+            folded = self.view_of(self._fold())
+            self._folded[key] = folded, 0 if folded.is_inference() else folded._version
+        return self._folded[key][0]
+
+    @property
+    def is_written(self) -> bool:
+        """Whether a forward may have changed what this stands for in place; then it is no product any more."""
+        return any(_may_be_written(folded, version) for folded, version in self._folded.values())
 
     @property
     def is_out_in(self) -> bool:
@@ -172,8 +183,13 @@ class FactoredWeight(torch.Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             if func in _PLAIN:
                 return func(*args, **named_args)
-            rule = _RULES.get(func) or (_grouped if getattr(func, "__name__", "") in _GROUPED_NAMES else None)
-            result = rule(func, *args, **named_args) if rule is not None else NotImplemented
+            rule: Callable[..., Any] | None = _RULES.get(func)
+            if getattr(func, "__name__", "") in _GROUPED_NAMES:
+                rule = _grouped
+            result = NotImplemented
+            if rule is not None and not _has_written((*args, *named_args.values())):
+                # Names of arguments that a rule does not know are left to torch.
+                result = rule(func, *args, **named_args) if _knows(rule, args, named_args) else NotImplemented
             if result is NotImplemented:
                 args, named_args = _densely(args), _densely(named_args)
                 result = func(*args, **named_args)
@@ -196,6 +212,26 @@ class FactoredWeight(torch.Tensor):
                 hint='choose another implementation: model.set_experts_implementation("grouped_mm")',
             )
         return func(*_densely(args), **_densely(dict(kwargs or {})))
+
+
+def _may_be_written(tensor: torch.Tensor, version: int) -> bool:
+    # Tensors of inference mode do not count what is written to them.
+    return tensor.is_inference() or tensor._version != version
+
+
+def _has_written(given: Iterable[object]) -> bool:
+    return any(isinstance(one, FactoredWeight) and one.is_written for one in given)
+
+
+def _knows(rule: Callable[..., Any], args: tuple[Any, ...], named_args: Mapping[str, Any]) -> bool:
+    """Return whether a rule takes arguments of these names."""
+    if not named_args:
+        return True
+    try:
+        inspect.signature(rule).bind(None, *args, **named_args)
+    except TypeError:
+        return False
+    return True
 
 
 def _densely(given: Any) -> Any:

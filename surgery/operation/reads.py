@@ -112,19 +112,22 @@ def _codes(attribute: Any) -> Iterator[tuple[CodeType, str]]:
 def _chains_in(code: CodeType, me: str) -> Iterator[Chain]:
     """Yield what is read from the instance, which the code calls `me`, or from a local name for a part of it."""
     lines = [line for line in dis.get_instructions(code) if line.opname not in _NOTHING]
-    names: dict[str, Chain] = {me: ()}
+    names: dict[str, list[Chain]] = {me: [()]}  # one name may stand for several parts, one after the other
     for start, line in enumerate(lines):
-        name = _loaded(line)
-        if name is None or name not in names:
-            continue
-        chain, position = _follow(lines, start + 1, names[name])
-        after = lines[position] if position < len(lines) else None
-        if after is not None and after.opname.startswith("STORE_FAST"):
-            names.setdefault(_local_names(after)[0], chain)
         is_asked = start > 0 and lines[start - 1].argval in _ASKING
-        if chain and not is_asked:
-            yield chain
+        for known in tuple(names.get(_loaded(line) or "", ())):
+            chain, position = _follow(lines, start + 1, known)
+            after = lines[position] if position < len(lines) else None
+            if after is not None and after.opname.startswith("STORE_FAST"):
+                others = names.setdefault(_local_names(after)[0], [])
+                if chain not in others and len(others) < _MOST:
+                    others.append(chain)
+            if chain and not is_asked:
+                yield chain
 
+
+_MOST = 32
+"""Chains that one name is followed for: each `node = node.left` makes as many again."""
 
 _NOTHING = frozenset({"CACHE", "PRECALL", "PUSH_NULL", "EXTENDED_ARG", "RESUME", "NOP", "COPY_FREE_VARS"})
 

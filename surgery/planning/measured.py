@@ -51,12 +51,16 @@ def _measured(found: Inventory, registry: Registry, wanted: frozenset[str]) -> M
     table = config.to_dict() if hasattr(config, "to_dict") else config
     key = json.dumps([found.class_name, table, *registry.models], sort_keys=True, default=str)
     if key not in _KNOWN:
-        _KNOWN[key] = {}
-        for source in registry.models.values():
-            twins = source.value.twins(config, found.class_name)
-            if twins is not None:
-                from surgery.planning.probe import measure  # only here: it needs torch, and few models need it
+        import torch  # only here, as `measure`: few models need it
 
-                _KNOWN[key] = measure(twins, wanted)
-                break
+        from surgery.planning.probe import measure
+
+        _KNOWN[key] = {}
+        # What is measured must not depend on the modes that the caller is in.
+        with torch.inference_mode(mode=False), torch.device("cpu"):
+            for source in registry.models.values():
+                twins = source.value.twins(config, found.class_name)
+                if twins is not None:
+                    _KNOWN[key] = measure(twins, wanted)
+                    break
     return _KNOWN[key]

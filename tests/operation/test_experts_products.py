@@ -516,3 +516,45 @@ def test_compiled_experts_compute_the_same() -> None:
         output = compiled(*batch)
         assert_near({"output": output.detach()}, {"output": live["output"]}, 1e-5)
         torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_what_is_written_in_place_is_seen_by_the_product(
+    weight: tuple[FactoredWeight, torch.Tensor], inference: bool
+) -> None:
+    found, dense = weight
+    x = torch.randn(3, 2, dense.shape[1], dtype=torch.float64)
+    chosen = torch.tensor([2, 0, 2])
+
+    def scaled(w: torch.Tensor) -> None:
+        w.mul_(2.0)
+
+    def blanked(w: torch.Tensor) -> None:
+        w[:, 0] = 0
+
+    def filled(w: torch.Tensor) -> None:
+        w[:, 1].fill_(3.0)
+
+    with torch.inference_mode(inference):
+        for write in (scaled, blanked, filled):
+            one, other = found[chosen], dense.detach()[chosen]  # picked by a tensor: a copy, which is theirs to write
+            write(one)
+            write(other)
+            assert torch.allclose(torch.bmm(x, one), torch.bmm(x, other))
+
+
+def test_an_index_may_change_after_it_was_used(weight: tuple[FactoredWeight, torch.Tensor]) -> None:
+    found, dense = weight
+    x, index = torch.randn(3, 2, dense.shape[1], dtype=torch.float64), torch.tensor([2, 0, 2])
+    one, other = found[index], dense[index]
+    index.zero_()
+    assert torch.allclose(torch.bmm(x, one), torch.bmm(x, other))
+
+
+def test_arguments_by_every_name(weight: tuple[FactoredWeight, torch.Tensor]) -> None:
+    found, dense = weight
+    x = torch.randn(len(dense), 2, dense.shape[1], dtype=torch.float64)
+    for act in (lambda w: w.transpose(dim0=1, dim1=2), lambda w: torch.transpose(input=w[0], dim0=0, dim1=1),
+                lambda w: torch.mm(x[0], mat2=w[1]), lambda w: torch.bmm(input=x, mat2=w),
+                lambda w: torch.bmm(x, w.detach(), out=torch.empty_like(x[..., :1] * w[:, :1]))):  # fmt: skip
+        assert torch.allclose(act(found) + 0, act(dense) + 0)

@@ -142,6 +142,13 @@ def local_name(self: Any, x: torch.Tensor) -> torch.Tensor:
     return F.linear(x, layer.weight)
 
 
+def local_name_used_again(self: Any, x: torch.Tensor) -> torch.Tensor:
+    layer = self.inner
+    x = layer(x)
+    layer = self.first
+    return F.linear(x, layer.weight)
+
+
 def child_of_a_child(self: Any, x: torch.Tensor) -> torch.Tensor:
     return F.linear(x, self.inner[0].weight)
 
@@ -170,7 +177,8 @@ def both_ways(self: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 READERS = {
-    attribute: ["first"], local_name: ["first"], child_of_a_child: [r"inner\.0"], in_a_closure: ["first"],
+    attribute: ["first"], local_name: ["first"], local_name_used_again: ["first"], child_of_a_child: [r"inner\.0"],
+    in_a_closure: ["first"],
     in_a_loop: [r"stack\.0", r"stack\.1"], by_an_index: [r"stack\.0", r"stack\.1"], both_ways: ["first"],
 }  # fmt: skip
 

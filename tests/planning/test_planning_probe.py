@@ -210,3 +210,29 @@ def test_configurations_of_strangers_build_small_models_or_none(config: dict[str
     built = twins_of(config, "")
     for twin in built.models if built else ():
         assert sum(parameter.numel() for parameter in twin.model.parameters()) < 2_000_000
+
+
+def test_scores_may_be_written_the_other_way_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys times queries, and the softmax over the keys' axis: the query is still what asks."""
+    expected, einsum, softmax = parts(measure(twins())), torch.einsum, Tensor.softmax
+    turned = {"bqhd,bkhd->bhqk": "bqhd,bkhd->bhkq", "bhqk,bkhd->bqhd": "bhkq,bkhd->bqhd"}
+    monkeypatch.setattr(torch, "einsum", lambda how, *tensors: einsum(turned[how], *tensors))
+    monkeypatch.setattr(Tensor, "softmax", lambda scores, _: softmax(scores, -2))
+    assert parts(measure(twins())) == expected
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, lambda: torch.device("meta"), torch.no_grad])
+def test_what_is_measured_does_not_depend_on_the_callers_modes(
+    mode: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = transformers.PersimmonConfig(
+        hidden_size=32, num_attention_heads=4, num_hidden_layers=2, vocab_size=100, intermediate_size=48
+    )
+    registry = load_registry()
+    with torch.device("meta"):
+        model = transformers.PersimmonForCausalLM(config)
+    found = inventory(model, registry)
+    monkeypatch.setattr("surgery.planning.measured._KNOWN", {})
+    with mode():
+        described = anatomy(found, registry)
+    assert "attention.query" in {site.role for site in sites_of(found, described.architecture)}

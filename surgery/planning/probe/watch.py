@@ -152,8 +152,9 @@ class _Attention(TorchDispatchMode):  # type: ignore[no-untyped-call]
         output = func(*args, **(kwargs or {}))
         if isinstance(output, Tensor) and output.numel() > _MOST_ELEMENTS:
             raise NotMeasurableError("a pass makes too large a tensor")
-        if func is _SOFTMAX and args[0].dim() >= 3 and min(args[0].shape[-2:]) > 2:
-            scores: Tensor = args[0]
+        if func is _SOFTMAX and args[0].dim() >= 3 and min(args[0].shape[-2:]) > 2 and args[1] % args[0].dim() > 0:
+            # Who asks is on the axis that the softmax leaves apart, whichever way a model writes its scores.
+            scores: Tensor = args[0] if args[1] % args[0].dim() == args[0].dim() - 1 else args[0].mT
             lengths = (scores.shape[-2], scores.shape[-1])
             self._events.append(Event("scores", "", self._count, lengths, scores.clone()))
             self._weights[id(output)] = (output, self._count, lengths)
