@@ -57,20 +57,18 @@ def remove_name(body: Body, name: str) -> None:
 
 
 def _loosen(body: Body, plan: Plan, modules: Mapping[str, nn.Module]) -> None:
-    """Configurations must not say that a name is tied which is cut."""
+    """Configurations must not say that a name is tied which is cut, as it is while it is merged."""
     before, loosened = body.loosened, governing(plan, modules)
 
-    def say() -> None:
+    def note() -> None:
         body.loosened = (*before, *loosened)
-        for one in loosened:
-            one.say()
 
     def unsay() -> None:
         for one in loosened:
             one.unsay()
         body.loosened = before
 
-    body.ledger.act(say, unsay)
+    body.ledger.act(note, unsay)
 
 
 def _freeze(modules: Mapping[str, nn.Module], ledger: Ledger) -> None:

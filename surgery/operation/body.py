@@ -183,6 +183,10 @@ class Body:
     def refresh(self, name: str | None = None) -> None:
         """Tell every host (or those of one adapter) what is active now. Depends on the state alone; can be repeated."""
         hidden = self.merged | self.disabled
+        # A tensor is cut while it is merged; a model that is not is saved with the base's own tensor, which is tied.
+        is_cut = any(slot.is_cut and slot.chain(self.merged) for slot in self.slots.values())
+        for loosened in self.loosened:
+            (loosened.say if is_cut else loosened.unsay)()
         chosen: Iterable[Slot] = self.slots.values()
         paths: Iterable[str] = self.hosts
         if name is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -92,13 +93,14 @@ def test_there_and_back(kind: str, tied: str, adapter: str, tmp_path: Path) -> N
     attributes = copy.deepcopy(vars(model.config))
     plain, shared = logits(model, batch), ties(model)
     with operated(model, rule(kind, tied, adapter)) as op:
-        assert model.config.tie_word_embeddings is (tied == "share")
+        assert model.config.tie_word_embeddings  # the base's own tensor is tied, and is what would be saved
         live = logits(model, batch)
         assert not torch.equal(live, plain)
         model.tie_weights()
         assert torch.equal(logits(model, batch), live)
         op.save(tmp_path / "a")
         op.merge()
+        assert model.config.tie_word_embeddings is (tied == "share")
         merged, bits = logits(model, batch), base_bits(model)
         assert torch.allclose(merged, live, atol=1e-4)
         assert (ties(model) == shared) is (tied == "share")
@@ -106,6 +108,7 @@ def test_there_and_back(kind: str, tied: str, adapter: str, tmp_path: Path) -> N
         assert base_bits(model) == bits
         assert torch.equal(logits(model, batch), merged)
         op.unmerge()
+        assert model.config.tie_word_embeddings
         assert ties(model) == shared
         with op.disabled():
             assert torch.equal(logits(model, batch), plain)
@@ -198,6 +201,7 @@ def test_a_refused_operation_leaves_the_configuration() -> None:
     with pytest.raises(StateError, match="already called"):
         op.add(op.plan(), "a")
     op.add(planned(model, rule("gpt2", "untie")), "b")
+    op.merge("b")
     assert model.config.tie_word_embeddings is False
     op.remove("a")
     assert model.config.tie_word_embeddings is False
@@ -225,7 +229,9 @@ def test_a_record_that_the_base_contradicts_is_refused(tmp_path: Path) -> None:
 def test_a_model_of_ones_own_with_the_setting() -> None:
     model = ToyModel()
     model.config = SimpleNamespace(model_type="surgery-toy", tie_word_embeddings=True)
-    with operated(model, {"target": "head", **LORA, "tied": "untie"}):
+    with operated(model, {"target": "head", **LORA, "tied": "untie"}) as op:
+        assert model.config.tie_word_embeddings is True
+        op.merge()
         assert model.config.tie_word_embeddings is False
     assert model.config.tie_word_embeddings is True
     with operated(model, {"target": "head", **LORA, "tied": "share"}):
@@ -289,3 +295,19 @@ def test_a_tied_buffer_is_cut_as_a_parameter_is() -> None:
     held = model["b"].scale
     one.cut_the_rest(model)
     assert model["b"].scale is held
+
+
+@pytest.mark.parametrize("state", ["live", "disabled"])
+def test_a_model_that_is_not_merged_is_saved_as_the_base_is(state: str, tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    model, batch = made("gpt2")
+    model.save_pretrained(tmp_path / "base")
+    plain = logits(model, batch)
+    with operated(model, rule("gpt2", "untie")) as op, op.disabled() if state == "disabled" else nullcontext():
+        model.save_pretrained(tmp_path / "saved")
+    with safe_open(tmp_path / "saved" / "model.safetensors", "pt") as saved:
+        assert "lm_head.weight" not in saved.keys()  # noqa: SIM118 - a file is no mapping
+    assert json.loads((tmp_path / "saved" / "config.json").read_text()).get("tie_word_embeddings", True)
+    loaded = type(model).from_pretrained(tmp_path / "saved").eval()
+    assert torch.equal(logits(loaded, batch), plain)
