@@ -22,7 +22,7 @@ EXAMPLES = "Example:  surgery train specs/sentiment-sst2.yaml --out runs/sst2"
 _SPLITS = ("train", "validation", "test")
 
 
-_KEEP = ("ram", "disk", "none")
+_KEEP = ("ram", "disk", "residue", "none")
 
 
 def _keep(value: str) -> str:
@@ -59,9 +59,9 @@ def train(
         str,
         typer.Option(
             "--keep",
-            metavar="<ram|disk|none>",
+            metavar="<ram|disk|residue|none>",
             callback=_keep,
-            help="Where originals are while merged: in memory, on disk, or nowhere.",
+            help="Where originals are while merged: in memory, on disk, as residues, or nowhere.",
         ),
     ] = "ram",
 ) -> None:

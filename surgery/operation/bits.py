@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import xxhash
 
+from surgery.exact import round_once, same_bits
+
 __all__ = ["Expected", "as_bytes", "checksum", "checksums", "round_once", "same_bits", "sha256"]
 
 Expected = Future[int]
@@ -18,8 +20,6 @@ Expected = Future[int]
 
 _AT_ONCE = 1 << 20
 """Bytes that are summed before `checksums` returns; what is beyond goes to a thread."""
-
-_INTEGER_VIEW = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:
@@ -65,30 +65,3 @@ def _sum_all(pairs: Sequence[tuple[Expected, torch.Tensor]]) -> None:
 def sha256(tensor: torch.Tensor) -> str:
     """Return the sha256 of the tensor's bytes, as files are identified by."""
     return hashlib.sha256(as_bytes(tensor)).hexdigest()
-
-
-def same_bits(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Return elementwise equality of bits (NaN equals itself, -0 differs from +0), a bool tensor."""
-    view = _INTEGER_VIEW[left.element_size()]
-    return left.detach().contiguous().view(view) == right.detach().contiguous().view(view)
-
-
-def round_once(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Round float64 to `dtype`, to nearest even, once.
-
-    torch casts float64 to 16 bits through float32 and so rounds twice. Rounding to odd in between makes the second
-    rounding right: float32 keeps more than the two extra bits that this needs (Boldo and Melquiond 2008).
-    """
-    if value.dtype != torch.float64 or dtype in (torch.float64, torch.float32):
-        return value.to(dtype)
-    single = value.to(torch.float32)
-    error = value - single.to(torch.float64)
-    bits = single.view(torch.int32)
-    is_wrong = (error != 0) & ((bits & 1) == 0) & torch.isfinite(single)
-    # Away from zero the next float has the next higher bit pattern; towards zero the next lower one. A rounded value
-    # of exactly zero has the error's sign and a pattern of its own.
-    outwards = (error > 0) == (value > 0)
-    odd = torch.where(outwards, bits + 1, bits - 1)
-    tiny = torch.where(value < 0, torch.full_like(bits, -(2**31) + 1), torch.ones_like(bits))
-    odd = torch.where(single == 0, tiny, odd)
-    return torch.where(is_wrong, odd, bits).view(torch.float32).to(dtype)

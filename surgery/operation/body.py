@@ -16,6 +16,7 @@ from surgery.operation.host import HostState, is_operated
 from surgery.operation.ledger import Ledger
 from surgery.operation.merge import MergeRecord, merged_value
 from surgery.operation.originals import Keeper, Original
+from surgery.operation.residue import kept_residue
 from surgery.operation.slot import Owner, Slot
 from surgery.operation.untie import Loosened
 from surgery.planning import Edit, Plan
@@ -127,7 +128,7 @@ class Body:
         for slot in affected:
             if slot.chain(target):
                 value, record = merged_value(slot, target)
-                original = slot.original or self.keeper.keep(slot.names, slot.live.detach(), slot.expected)
+                original = self._way_back(slot, value, target)
                 records.append(record)
             else:
                 value, original = slot.pristine(), None
@@ -142,6 +143,20 @@ class Body:
             self.merged = target
             self.refresh()
         return tuple(records)
+
+    def _way_back(self, slot: Slot, value: torch.Tensor, target: frozenset[str]) -> Original:
+        """Return how to get the pristine tensor back once `value` is live in its place."""
+        if self.keeper.policy == "residue":
+            # A residue belongs to one merged value: another set of adapters needs another one.
+            expected = slot.original.checksum if slot.original is not None else slot.expected
+            assert expected is not None
+            parameter = slot.owners[0].parameter
+            found = kept_residue(slot.name, parameter, slot.pristine(), value, slot.chain(target), expected)
+            if found is not None:
+                return found
+            if slot.original is not None:
+                return self.keeper.keep(slot.names, slot.pristine(), expected)
+        return slot.original or self.keeper.keep(slot.names, slot.live.detach(), slot.expected)
 
     def _sums(self, changes: list[_Change]) -> list[Expected]:
         """What will be live, as checksums. An original's is known, and need not be read again by a thread."""

@@ -33,7 +33,8 @@ def operate(
         model: a plain model: not compiled, wrapped, sharded or quantised. Operate first, then do those.
         plan: what `surgery.plan(spec, model)` decided.
         name: name of the adapter; more can be added with `op.add(plan, name)`.
-        keep: where originals are while a merge is live: `ram`, `disk` (re-read from `base`, checked) or `none`.
+        keep: where originals are while a merge is live: `ram`, `disk` (re-read from `base`, checked),
+            `residue` (worked out from the merged weights and what they do not tell), or `none`.
         base: folder of the base checkpoint, for `keep="disk"`; by default where transformers loaded the model from.
         registry: the installed plugins; None loads them.
 

@@ -126,7 +126,7 @@ class Operation:
         if self._body.keeper.policy == "none" and not irreversible:
             raise StateError(
                 "keep='none' gives up the originals: this merge cannot be undone",
-                hint="say op.merge(irreversible=True), or operate with keep='ram' or keep='disk'",
+                hint="say op.merge(irreversible=True), or operate with another keep",
             )
         records = self._body.set_merged(self.merged | chosen)
         self._is_committed = self._is_committed or self._body.keeper.policy == "none"

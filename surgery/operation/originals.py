@@ -1,4 +1,4 @@
-"""Where pristine weights are while a merge is live: in memory, in the base checkpoint, or nowhere."""
+"""Where pristine weights are while a merge is live: in memory, in the base checkpoint, in a residue, or nowhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from surgery.planning.headers import TensorHeader, read_checkpoint_headers
 
 __all__ = ["KEEPS", "Keeper", "Original"]
 
-KEEPS = ("ram", "disk", "none")
+KEEPS = ("ram", "disk", "residue", "none")
 
 
 class Original(ABC):
@@ -27,8 +27,8 @@ class Original(ABC):
     checksum: Expected | None = None
 
     @abstractmethod
-    def restore(self, device: torch.device) -> torch.Tensor:
-        """Return the pristine tensor, bit for bit, on `device`.
+    def restore(self, live: torch.Tensor) -> torch.Tensor:
+        """Return the pristine tensor, bit for bit, on the device of `live`, which is the merged one.
 
         Raises:
             StateError: it was not kept.
@@ -43,10 +43,10 @@ class _Kept(Original):
         self._tensor = tensor
         self.checksum = expected
 
-    def restore(self, device: torch.device) -> torch.Tensor:
+    def restore(self, live: torch.Tensor) -> torch.Tensor:
         if self.checksum is not None and checksum(self._tensor) != self.checksum.result():
             raise DriftError("a kept original was changed while a merge was live", hint="load the base again")
-        return self._tensor.to(device)
+        return self._tensor.to(live.device)
 
 
 class _OnDisk(Original):
@@ -56,7 +56,7 @@ class _OnDisk(Original):
         self._header = header
         self._digest = digest
 
-    def restore(self, device: torch.device) -> torch.Tensor:
+    def restore(self, live: torch.Tensor) -> torch.Tensor:
         tensor = _read(self._header)
         if sha256(tensor) != self._digest:
             raise DriftError(
@@ -64,22 +64,25 @@ class _OnDisk(Original):
                 str(self._header.file),
                 "put the base checkpoint back and try again; the model is unchanged",
             )
-        return tensor.to(device)
+        return tensor.to(live.device)
 
 
 class _Forgotten(Original):
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def restore(self, device: torch.device) -> torch.Tensor:
+    def restore(self, live: torch.Tensor) -> torch.Tensor:
         raise StateError(
             f"the original of {self._name} was not kept (keep: none)",
-            hint="load the base again; operate with keep='ram' or keep='disk' to be able to unmerge",
+            hint="load the base again; operate with another keep to be able to unmerge",
         )
 
 
 class Keeper:
-    """Keeps originals by one policy: `ram`, `disk` (with the base's folder or file), or `none`."""
+    """Keeps originals by one policy: `ram`, `disk` (with the base's folder or file), `residue`, or `none`.
+
+    With `residue` this keeps the tensors of which there is none: those that adapters do not merely add a product to.
+    """
 
     def __init__(self, policy: str, base: Path | None = None) -> None:
         if policy not in KEEPS:
@@ -100,7 +103,7 @@ class Keeper:
         Raises:
             StateError: the base checkpoint does not hold these very bits under this name.
         """
-        if self.policy == "ram":
+        if self.policy in {"ram", "residue"}:
             return _Kept(tensor, expected)
         if self.policy == "none":
             return _Forgotten(names[0])

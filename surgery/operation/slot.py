@@ -131,7 +131,7 @@ class Slot:
 
     def pristine(self) -> torch.Tensor:
         """Return the base's tensor on the live tensor's device; read only."""
-        return self.live.detach() if self.original is None else self.original.restore(self.live.device)
+        return self.live.detach() if self.original is None else self.original.restore(self.live.detach())
 
 
 _RESTORE = "put back what was changed since the operation began, or load the base again"

@@ -1,4 +1,4 @@
-"""Where originals are while a merge is live: in memory, in the base checkpoint, or nowhere. And leaving for good."""
+"""Where originals are while a merge is live: memory, the base checkpoint, residues, or nowhere. And leaving for good."""
 
 from __future__ import annotations
 
@@ -197,10 +197,86 @@ def test_without_a_merge_everything_can_be_undone() -> None:
         operated(model, *RULES, keep="none").undo()
 
 
+# keep=residue -------------------------------------------------------------------------------------------------------
+
+FAMILIES = ("BertForSequenceClassification", "GPT2LMHeadModel", "LlamaForCausalLM", "MixtralForCausalLM")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_residues_give_back_every_bit(family: str, dtype: torch.dtype) -> None:
+    model, _ = build(family)
+    model.to(dtype)
+    before = model_state(model)
+    op = operated(
+        model, {"role": r"(attention|mlp|moe)\..*", **LORA}, {"role": r"norm\..*", "adapter": "full"}, keep="residue"
+    )
+    op.add(planned(model, {"role": r"attention\..*", **LORA}), "b")
+    move(op)
+    whole = merged_alone(op, "default", "b")
+    for _ in range(2):
+        op.merge("default")
+        op.merge("b")
+        assert {key: base_bits(model)[key] for key in before.bits} == whole
+        op.unmerge("default")
+        op.unmerge("b")
+        assert {key: base_bits(model)[key] for key in before.bits} == before.bits
+    op.merge()
+    with op.disabled():
+        assert {key: base_bits(model)[key] for key in before.bits} == before.bits
+    op.undo()
+    assert_same_state(before, model_state(model))
+
+
+def merged_alone(op: Any, *names: str) -> dict[str, bytes]:
+    op.merge(*names)
+    bits = dict(base_bits(op.model))
+    op.unmerge()
+    return bits
+
+
+def test_residues_hold_no_second_copy() -> None:
+    model, _ = build("LlamaForCausalLM")
+    with operated(model, {"role": r"(attention|mlp)\..*", **LORA}, keep="residue") as op:
+        op.merge()
+        slots = [slot for slot in op.body.slots.values() if slot.original is not None]
+        assert len(slots) > 5
+        for slot in slots:
+            assert not hasattr(slot.original, "_tensor")
+            assert slot.original.nbytes < slot.live.nbytes / 8
+
+
+def test_a_residue_does_not_care_for_adapters_that_are_trained_on() -> None:
+    model, _ = build("GPT2LMHeadModel")
+    with unchanged(model), operated(model, {"role": r"attention\..*", **LORA}, keep="residue") as op:
+        trained = list(op.trainable().values())
+        op.merge()
+        with torch.no_grad():
+            for parameter in trained:
+                parameter.mul_(-1.5)
+        op.unmerge()
+
+
+def test_a_merged_weight_that_changed_is_an_error() -> None:
+    model, _ = build("GPT2LMHeadModel")
+    op = operated(model, {"role": r"attention\..*", **LORA}, keep="residue")
+    op.merge()
+    slot = next(iter(op.body.slots.values()))
+    before = slot.live.detach().clone()
+    with torch.no_grad():
+        slot.live[0, 0] += 1
+    slot.expected = None  # as if the checksum of the merged weight had not noticed
+    with unchanged(model), pytest.raises(DriftError, match="residue"):
+        op.unmerge()
+    with torch.no_grad():
+        slot.live.copy_(before)
+    op.undo()
+
+
 # Leaving for good ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("keep", ["ram", "disk", "none"])
+@pytest.mark.parametrize("keep", ["ram", "disk", "residue", "none"])
 @pytest.mark.parametrize("is_merged", [False, True], ids=["live", "merged"])
 def test_finalize_leaves_a_plain_model_that_saves_and_loads(
     saved: Any, keep: str, is_merged: bool, tmp_path: Path

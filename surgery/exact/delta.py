@@ -1,0 +1,95 @@
+"""What adapters add to a weight: a sum of low-rank products, by rows, as the same bits wherever it is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+
+import torch
+
+from surgery.errors import StateError
+from surgery.exact.bounds import Approximation
+from surgery.exact.product import Product
+from surgery.exact.scratch import scratch
+from surgery.exact.slices import Sliced, sliced
+
+__all__ = ["Delta"]
+
+
+class Delta:
+    """The sum of scale * up @ down over `products`, in their order.
+
+    It does not change, and may be read by several threads at once.
+
+    Attributes:
+        products: one or more.
+        shape: (out, in).
+    """
+
+    def __init__(self, products: Iterable[Product], shape: tuple[int, int]) -> None:
+        """Make one.
+
+        Raises:
+            StateError: a product has another shape.
+        """
+        self.products = tuple(products)
+        self.shape = (int(shape[0]), int(shape[1]))
+        for product in self.products:
+            if product.shape != self.shape:
+                raise StateError(
+                    f"an adapter of shape {list(product.shape)} does not fit a weight of shape {list(self.shape)}",
+                    hint="nothing was merged",
+                )
+
+    def block(self, start: int, stop: int, correct: bool = True, *, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Return rows start..stop as float64 (stop - start, in): the same bits on any machine, in any blocking.
+
+        Args:
+            start, stop: rows.
+            correct: multiply all slices, which leaves only the roundings of a short sum of their exact products, and
+                one for each scale; otherwise the first slice alone, with an error of about 2**-22 of a row's and a
+                column's largest entries.
+            out: where to put it.
+        """
+        rows, columns = stop - start, self.shape[1]
+        if out is None:
+            out = torch.empty(rows, columns, dtype=torch.float64)
+        if not self.products or not rows or not columns:
+            return out.zero_()
+        term = out
+        for index, product in enumerate(self.products):
+            cuts = self._all_slices[index] if correct else self._first_slices[index]
+            self._product(cuts, start, stop, term)
+            if product.scale != 1.0:
+                term.mul_(product.scale)
+            if index:
+                out.add_(term)
+            if index + 1 < len(self.products) and not index:
+                term = scratch("term", (rows, columns), torch.float64)
+        return out
+
+    def _product(self, cuts: Sliced, start: int, stop: int, out: torch.Tensor) -> None:
+        # The smallest contribution comes first, so that the sum loses least.
+        *larger, (left, right) = cuts.groups
+        torch.mm(left[start:stop], right, out=out)
+        for left, right in reversed(larger):
+            part = scratch("slice", (stop - start, self.shape[1]), torch.float64)
+            torch.mm(left[start:stop], right, out=part)
+            out.add_(part)
+
+    @cached_property
+    def approximation(self) -> Approximation:
+        """Fast products with rigorous bounds, for deciding how a sum rounds."""
+        return Approximation(self.products, self.shape)
+
+    @cached_property
+    def _all_slices(self) -> tuple[Sliced, ...]:
+        return tuple(self._cut(only_first=False))
+
+    @cached_property
+    def _first_slices(self) -> tuple[Sliced, ...]:
+        return tuple(self._cut(only_first=True))
+
+    def _cut(self, *, only_first: bool) -> Iterator[Sliced]:
+        for product in self.products:
+            yield sliced(product.up.double(), product.down.double(), only_first=only_first)
