@@ -9,6 +9,7 @@ from dataclasses import dataclass
 __all__ = [
     "CheckpointError",
     "DataError",
+    "DiskError",
     "DriftError",
     "PlanError",
     "PluginError",
@@ -112,6 +113,12 @@ class CheckpointError(SurgeryError):
     """A file or folder of weights that is missing, damaged, or belongs to something else (exit code 8)."""
 
     exit_code = 8
+
+
+class DiskError(CheckpointError):
+    """A disk that is full, read-only, forbidden or failing (exit code 11)."""
+
+    exit_code = 11
 
 
 class DataError(SurgeryError):

@@ -13,6 +13,7 @@ r"""How a call ends: errors as lines (or JSON) on stderr, and the exit code.
 | 8 | `CheckpointError`: a model, file or folder of weights that is missing, damaged, or another's |
 | 9 | `DataError`: training or evaluation data that cannot be used |
 | 10 | `TrainingError`: a run that cannot start, go on, or be resumed |
+| 11 | `DiskError`: a disk that is full, read-only, forbidden or failing |
 | 70 | a bug in surgery or in a plugin; `--debug` shows where |
 | 130 | stopped by Ctrl-C |
 | 141 | whoever read the output went away (`surgery schema \| head`) |

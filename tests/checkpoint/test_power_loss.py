@@ -1,0 +1,165 @@
+"""Every prefix of the calls of a commit, with what a power cut there may leave: all old or all new, exactly once."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from commit_disks import Node
+from commit_jobs import FRESH, NEW, OLD, OUT, build, merge, prepare
+from commit_power import Explorer, Job, Recording, content
+
+from surgery.checkpoint import RECEIPT, recover
+
+MODELS = pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "unordered"])
+JOBS = {"replace": (merge, OLD, NEW), "new": (build, {}, FRESH)}
+
+
+@MODELS
+@pytest.mark.parametrize("mode", JOBS)
+def test_all_old_or_all_new(mode: str, ordered: bool) -> None:
+    found = Explorer(*JOBS[mode], ordered, samples=8).explore()
+    assert not found.bad, f"{len(found.bad)} of {found.states}: {found.bad[:3]}"
+    assert found.states > 50
+    assert found.old
+    assert found.new
+
+
+@MODELS
+def test_folders_that_are_made_on_the_way(ordered: bool) -> None:
+    found = Explorer(build, {}, FRESH, ordered, bare=True).explore()
+    assert not found.bad, f"{len(found.bad)} of {found.states}: {found.bad[:3]}"
+    assert found.new
+
+
+@MODELS
+def test_a_journal_does_not_come_back_to_files_that_others_changed(ordered: bool) -> None:
+    disk = Recording(ordered)
+    prepare(disk, files=OLD)
+    disk.all_durable()
+    merge(disk)
+    node = disk.root.entries["models"].entries["out"].entries["a.safetensors"]
+    disk.twins[node].data[:] = node.data[:] = b"edited since"
+    for state in disk.after_power_cut(random.Random(0), 8):
+        recover(OUT, disk=state)
+        assert content(state)["a.safetensors"] == b"edited since"
+
+
+@MODELS
+def test_the_power_goes_again_during_recovery(ordered: bool) -> None:
+    found = Explorer(merge, OLD, NEW, ordered, samples=1, depth=2).explore()
+    assert not found.bad, f"{len(found.bad)} of {found.states}: {found.bad[:3]}"
+    assert found.states > 300
+
+
+class NoFileSync(Recording):
+    def settle(self, node: Node) -> None:
+        if node.is_folder:
+            super().settle(node)
+
+
+class NoFolderSync(Recording):
+    def settle(self, node: Node) -> None:
+        if not node.is_folder:
+            super().settle(node)
+
+
+class NoSync(Recording):
+    def settle(self, node: Node) -> None:
+        pass
+
+
+class RenameFirst(Recording):
+    """Files are synced after the next rename."""
+
+    def __init__(self, ordered: bool = True) -> None:
+        super().__init__(ordered)
+        self.late: list[Node] = []
+
+    def settle(self, node: Node) -> None:
+        if node.is_folder:
+            super().settle(node)
+        else:
+            self.late.append(node)
+
+    def rename(self, folder, name, to_folder, to_name):
+        super().rename(folder, name, to_folder, to_name)
+        late, self.late = self.late, []
+        for node in late:
+            self.do("sync", lambda node=node: super(RenameFirst, self).settle(node))
+
+
+class NoReceipt(Recording):
+    """The receipt is thrown away where it would get its name."""
+
+    def rename(self, folder, name, to_folder, to_name):
+        if to_name == RECEIPT:
+            self.unlink(folder, name)
+        else:
+            super().rename(folder, name, to_folder, to_name)
+
+
+class NoJournalSync(Recording):
+    """The second sync of the work folder, which makes the decision durable, is left out."""
+
+    def rename(self, folder, name, to_folder, to_name):
+        super().rename(folder, name, to_folder, to_name)
+        self.skip = to_name == "journal"
+
+    skip = False
+
+    def settle(self, node: Node) -> None:
+        if self.skip:
+            self.skip = False
+        else:
+            super().settle(node)
+
+
+class JournalForgottenFirst(Recording):
+    """The journal is removed durably before the renames are durable."""
+
+    def __init__(self, ordered: bool = True) -> None:
+        super().__init__(ordered)
+        self.moved = False
+        self.late: list[Node] = []
+
+    def rename(self, folder, name, to_folder, to_name):
+        super().rename(folder, name, to_folder, to_name)
+        self.moved = to_name != "journal"
+
+    def settle(self, node: Node) -> None:
+        if self.moved and not self.late:
+            self.late = [node]
+            return
+        super().settle(node)
+        if self.moved:
+            super().settle(self.late[0])
+
+
+MUTANTS: list[tuple[type[Recording], str, bool]] = [
+    (NoFileSync, "replace", True),
+    (NoFileSync, "replace", False),
+    (NoFileSync, "new", True),
+    (NoFileSync, "new", False),
+    (NoFolderSync, "replace", False),
+    (NoFolderSync, "replace", True),
+    (NoFolderSync, "new", False),
+    (NoFolderSync, "new", True),
+    (NoSync, "replace", True),
+    (NoSync, "new", False),
+    (RenameFirst, "replace", True),
+    (RenameFirst, "replace", False),
+    (RenameFirst, "new", True),
+    (NoReceipt, "replace", True),
+    (NoJournalSync, "replace", False),
+    (JournalForgottenFirst, "replace", False),
+]
+
+
+@pytest.mark.parametrize(
+    ("mutant", "mode", "ordered"), MUTANTS, ids=lambda value: getattr(value, "__name__", str(value))
+)
+def test_mutants_of_the_protocol_die(mutant: type[Recording], mode: str, ordered: bool) -> None:
+    job: Job
+    job, before, after = JOBS[mode]
+    assert Explorer(job, before, after, ordered, mutant, samples=8).kills()
