@@ -127,6 +127,11 @@ class Change:
         added = after - before
         return torch.where(torch.isfinite(added), added, torch.zeros_like(added))
 
+    @torch.no_grad()
+    def added(self, weight: torch.Tensor, merged: torch.Tensor, start: int) -> torch.Tensor:
+        """Return, for reports, what `merge` adds to rows before it rounds: float64."""
+        return self.predict(merged, start) if self.is_sum else self.unrounded(weight, start) - weight.double()
+
 
 def steps_of(
     parameter: str, chain: Sequence[Link], index: int, shape: tuple[int, int], weights: Sequence[float] = ()
