@@ -14,6 +14,7 @@ from pathlib import Path
 from surgery.checkpoint.carried import carried
 from surgery.checkpoint.consistent import consistent
 from surgery.checkpoint.native import NativeAdapter
+from surgery.checkpoint.peft import PeftAdapter, is_peft
 from surgery.checkpoint.receipt import read_receipt
 from surgery.checkpoint.record import KEY, AdapterRecord, MergedRecord, adapter_folder
 from surgery.checkpoint.report import CheckpointReport
@@ -166,10 +167,8 @@ def _refuse_changed(folder: Path, files: Mapping[str, Mapping[str, object]], rec
 
 def load(folder: Path, name: str, factor: float, registry: Registry) -> SavedAdapter:
     """Read an adapter folder of either format."""
-    from surgery.checkpoint.peft import is_peft
-
     if not (folder / CONFIG_FILE).exists() and is_peft(folder):
-        raise NotImplementedError
+        return PeftAdapter(folder, name, factor)
     return NativeAdapter(folder, name, factor, registry)
 
 
