@@ -7,12 +7,13 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from surgery.checkpoint.carried import carried
 from surgery.checkpoint.consistent import consistent
+from surgery.checkpoint.foretold import Foretold
 from surgery.checkpoint.native import NativeAdapter
 from surgery.checkpoint.peft import PeftAdapter, is_peft
 from surgery.checkpoint.receipt import read_receipt
@@ -46,6 +47,7 @@ def merge_checkpoint(
     weights: Mapping[str, float] | None = None,
     registry: Registry | None = None,
     progress: Tell | None = None,
+    announce: Callable[[Foretold], None] | None = None,
 ) -> CheckpointReport:
     """Merge saved adapters into a checkpoint folder, into a new folder, without building the model.
 
@@ -65,6 +67,7 @@ def merge_checkpoint(
         weights: name of an adapter -> factor of what it adds.
         registry: the installed plugins; None loads them.
         progress: told bytes done, bytes in all, and the file.
+        announce: told what will be read, written and changed, before anything is.
 
     Raises:
         CheckpointError: the base, an adapter or the output is damaged, or they do not belong together.
@@ -85,7 +88,7 @@ def merge_checkpoint(
         _refuse_twice(old, new)
         for one in new:
             one.fit(source.weights)
-        return _pass(source, old, [*old, *new], Path(out), undo=undo, jobs=jobs, fast=fast, tell=progress)
+        return _pass(source, old, [*old, *new], Path(out), undo=undo, jobs=jobs, fast=fast, tell=progress, announce=announce)
 
 
 def unmerge_checkpoint(
@@ -96,6 +99,7 @@ def unmerge_checkpoint(
     jobs: int | None = None,
     registry: Registry | None = None,
     progress: Tell | None = None,
+    announce: Callable[[Foretold], None] | None = None,
 ) -> CheckpointReport:
     """Take adapters (all, without names) out of a merged checkpoint, into a new folder, bit for bit.
 
@@ -119,7 +123,9 @@ def unmerge_checkpoint(
                 raise StateError(f"{name!r} is not merged here", str(merged), nearest(name, names))
         rest = [one for one in old if adapters and one.name not in adapters]
         record = source.record
-        return _pass(source, old, rest, Path(out), undo=record.undo, jobs=jobs, fast=record.fast, tell=progress)
+        return _pass(
+            source, old, rest, Path(out), undo=record.undo, jobs=jobs, fast=record.fast, tell=progress, announce=announce
+        )
 
 
 @contextmanager
@@ -217,6 +223,7 @@ def _pass(
     jobs: int | None,
     fast: bool,
     tell: Tell | None,
+    announce: Callable[[Foretold], None] | None = None,
 ) -> CheckpointReport:
     begin = time.monotonic()
     new = sorted(new, key=lambda one: one.name)
@@ -238,9 +245,11 @@ def _pass(
     with Transaction(out, "new", job=_job(made, weights, going.files)) as tx:
         if tx.done:
             return _again(plain, tx.receipt or {}, new, weights)
+        if announce is not None:
+            announce(Foretold.of(weights, units, jobs or _threads(), going.size))
         tx.reserve(plain.bytes + going.size)
         stream = Stream(source, units, undo=undo if new else "none", correct=not fast, tell=tell)
-        stream.run(tx, jobs or min(4, os.cpu_count() or 1))
+        stream.run(tx, jobs or _threads())
         _refuse_other_base(new, stream.based)
         going.copy(weights.folder, tx)
         for one in new:
@@ -251,6 +260,10 @@ def _pass(
         tx.commit({KEY: final.encode()} if new else {"weights": bases})
         return CheckpointReport(**{**vars(plain), "tensors": stream.reports, "residue_bytes": stream.kept_bytes,
                                    "seconds": time.monotonic() - begin})  # fmt: skip
+
+
+def _threads() -> int:
+    return min(4, len(os.sched_getaffinity(0)))
 
 
 def _refuse_other_base(adapters: Sequence[SavedAdapter], found: Mapping[str, str]) -> None:
