@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from surgery.architecture import Site as Site
     from surgery.architecture import Slice as Slice
     from surgery.architecture import When as When
+    from surgery.checkpoint.diff import diff_checkpoints as diff_checkpoints
+    from surgery.checkpoint.merge import merge_checkpoint as merge_checkpoint
+    from surgery.checkpoint.merge import unmerge_checkpoint as unmerge_checkpoint
+    from surgery.checkpoint.verify import verify_checkpoint as verify_checkpoint
     from surgery.errors import SpecError as SpecError
     from surgery.errors import SurgeryError as SurgeryError
     from surgery.operation import MergeRecord as MergeRecord
@@ -75,16 +79,20 @@ _DOOR = {
     "When": "surgery.architecture",
     "add_update": "surgery.adapter.parts",
     "compare": "surgery.report:compare_and_report",
+    "diff_checkpoints": "surgery.checkpoint.diff",
     "hookimpl": "surgery.registry",
     "load_adapter": "surgery.operation",
     "load_registry": "surgery.registry",
     "load_spec": "surgery.registry",
+    "merge_checkpoint": "surgery.checkpoint.merge",
     "operate": "surgery.operation",
     "plan": "surgery.planning",
     "read_config": "surgery.planning.headers",
     "sites": "surgery.planning",
     "spread_parts": "surgery.adapter.parts",
     "train": "surgery.training",
+    "unmerge_checkpoint": "surgery.checkpoint.merge",
+    "verify_checkpoint": "surgery.checkpoint.verify",
 }
 
 __all__ = [*_DOOR]  # noqa: PLE0604 - the keys are strings

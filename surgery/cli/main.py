@@ -11,7 +11,22 @@ from typing import Annotated
 
 import typer
 
-from surgery.cli import architecture, architecture_check, check, compare, inspect, plan, plugins, report, schema, train
+from surgery.cli import (
+    architecture,
+    architecture_check,
+    check,
+    compare,
+    diff,
+    inspect,
+    merge,
+    plan,
+    plugins,
+    report,
+    schema,
+    train,
+    unmerge,
+    verify,
+)
 from surgery.cli.command import as_command, as_root
 from surgery.cli.usage import Program
 
@@ -58,6 +73,10 @@ for _verb, _examples, _summary in (
     (train.train, train.EXAMPLES, "Train what a spec says."),
     (compare.compare, compare.EXAMPLES, "Run a study: several specs on equal terms."),
     (report.report, report.EXAMPLES, "Write a study's report again."),
+    (merge.merge, merge.EXAMPLES, "Merge adapters into a checkpoint on disk."),
+    (unmerge.unmerge, unmerge.EXAMPLES, "Take them out again, bit for bit."),
+    (verify.verify, verify.EXAMPLES, "Is a checkpoint what its receipt says?"),
+    (diff.diff, diff.EXAMPLES, "How do two checkpoints differ?"),
     (plugins.plugins, plugins.EXAMPLES, "What is installed?"),
     (schema.schema, schema.EXAMPLES, "Print the JSON Schema of a spec, for editors."),
 ):

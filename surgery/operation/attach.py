@@ -22,7 +22,7 @@ from surgery.planning import Edit, Plan
 from surgery.planning.live import STATE_CHILD
 from surgery.registry import Registry
 
-__all__ = ["Built", "attach_state", "build_adapters", "site_seed", "slot_key"]
+__all__ = ["Built", "alike_everywhere", "attach_state", "build_adapters", "site_seed", "slot_key"]
 
 _KNOWN_FORWARDS = frozenset({"linear", "conv1d", "embedding"})
 
@@ -57,7 +57,7 @@ def build_adapters(plan: Plan, modules: Mapping[str, nn.Module], registry: Regis
     built = []
     generator = torch.Generator()
     read = read_past_modules(modules)
-    with _alike_everywhere():
+    with alike_everywhere():
         for edit in plan.edits:
             generator.manual_seed(site_seed(plan.spec.seed, edit.site.key))
             built.append(_build(edit, modules[edit.site.path], generator, registry, read))
@@ -65,7 +65,7 @@ def build_adapters(plan: Plan, modules: Mapping[str, nn.Module], registry: Regis
 
 
 @contextmanager
-def _alike_everywhere() -> Iterator[None]:
+def alike_everywhere() -> Iterator[None]:
     """What a plugin builds must not depend on settings of the process, nor change its random state.
 
     Decompositions, as orthogonal starts need them, give other bits on other numbers of threads.

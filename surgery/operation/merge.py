@@ -11,10 +11,11 @@ import torch
 from surgery.errors import PluginError, StateError
 from surgery.operation.bits import round_once
 from surgery.operation.blame import named
+from surgery.operation.change import Change, steps_of
 from surgery.operation.fold import Link, fold_chain
 from surgery.operation.slot import Slot
 
-__all__ = ["MergeRecord", "merged_value"]
+__all__ = ["MergeRecord", "merged_tensor", "merged_value"]
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,23 @@ def merged_value(slot: Slot, names: Collection[str]) -> tuple[torch.Tensor, Merg
     device = pristine.device
     if any(tensor.device != device for adapter, _ in chain for tensor in adapter.parameters()):
         raise StateError("the adapter is on another device than its host", slot.name, "move the model as a whole")
+    return merged_tensor(slot.name, slot.owners[0].parameter, pristine, chain)
+
+
+@torch.no_grad()
+def merged_tensor(
+    name: str, parameter: str, pristine: torch.Tensor, chain: Sequence[Link]
+) -> tuple[torch.Tensor, MergeRecord]:
+    """Return `pristine` with the adapters of `chain` folded in, rounded once, and the record; see `merged_value`."""
+    by_rows = _by_rows(name, parameter, pristine, chain)
+    if by_rows is not None:
+        return by_rows
     # MPS has no float64.
-    wide = pristine.to(torch.float32 if device.type == "mps" else torch.float64, copy=True)
+    wide = pristine.to(torch.float32 if pristine.device.type == "mps" else torch.float64, copy=True)
     version = wide._version
-    folded = fold_chain(slot.owners[0].parameter, wide, chain)
+    folded = fold_chain(parameter, wide, chain)
     if wide._version != version or folded.dtype != wide.dtype:
-        _refuse_fold(slot, chain, folded, wide)
+        _refuse_fold(name, chain, folded, wide)
     is_kept = (folded == wide) | (wide.isnan() & folded.isnan())
     rounded = round_once(folded, pristine.dtype)
     value = torch.where(is_kept, pristine, rounded)
@@ -75,17 +87,41 @@ def merged_value(slot: Slot, names: Collection[str]) -> tuple[torch.Tensor, Merg
     if bool(is_lost.any()):
         raise StateError(
             f"merging would turn finite weights into NaN or inf in {pristine.dtype}",
-            slot.name,
+            name,
             "nothing was merged; use a wider dtype or a smaller scale",
         )
-    record = _record(slot.name, wide, folded, value)
-    return value.contiguous(), record
+    return value.contiguous(), _record(name, wide, folded, value)
 
 
-def _refuse_fold(slot: Slot, chain: Sequence[Link], folded: torch.Tensor, wide: torch.Tensor) -> NoReturn:
+def _by_rows(
+    name: str, parameter: str, pristine: torch.Tensor, chain: Sequence[Link]
+) -> tuple[torch.Tensor, MergeRecord] | None:
+    """Merge as files are merged, by factors, so that both give the same bits; None where factors do not say it."""
+    if pristine.device.type != "cpu" or pristine.dim() not in {2, 3} or not pristine.is_floating_point():
+        return None
+    value = torch.empty(pristine.shape, dtype=pristine.dtype)
+    folded = torch.empty(pristine.shape, dtype=torch.float64)
+    stacked = pristine.dim() == 3
+    for index in range(pristine.shape[0] if stacked else 1):
+        own, into, unrounded = (t[index] if stacked else t for t in (pristine, value, folded))
+        shape = (own.shape[0], own.shape[1])
+        steps = steps_of(parameter, chain, index, shape)
+        if steps is None:
+            return None
+        change = Change(steps, shape)
+        try:
+            into.copy_(change.merge(own, 0))
+        except StateError as error:
+            what = error.what.replace("a finite weight", "finite weights")
+            raise StateError(what, name, error.hint) from error
+        unrounded.copy_(change.unrounded(own, 0))
+    return value, _record(name, pristine.double(), folded, value)
+
+
+def _refuse_fold(name: str, chain: Sequence[Link], folded: torch.Tensor, wide: torch.Tensor) -> NoReturn:
     suspects = named(adapter for adapter, _ in chain)
     what = "wrote to its argument" if folded.dtype == wide.dtype else f"returned {folded.dtype} for {wide.dtype}"
-    raise PluginError(f"fold {what}", f"{suspects} on {slot.name}", "nothing was merged; repair the adapter type")
+    raise PluginError(f"fold {what}", f"{suspects} on {name}", "nothing was merged; repair the adapter type")
 
 
 def _record(name: str, wide: torch.Tensor, folded: torch.Tensor, value: torch.Tensor) -> MergeRecord:

@@ -10,8 +10,9 @@ import torch
 from surgery.adapter.factors import Factors
 from surgery.architecture import Site
 from surgery.errors import CheckpointError, DriftError
-from surgery.exact import Delta, Product, decode, encode
+from surgery.exact import Delta, decode, encode
 from surgery.operation.bits import Expected, checksum
+from surgery.operation.change import product_of
 from surgery.operation.fold import Link
 from surgery.operation.originals import Original
 
@@ -71,7 +72,7 @@ def kept_residue(
     blocks = []
     for index, (old, new) in enumerate(zip(_matrices(pristine.cpu()), _matrices(merged.cpu()), strict=True)):
         shape = (old.shape[0], old.shape[1])
-        delta = Delta([_product(site, factors, index, shape) for site, factors in added], shape)
+        delta = Delta([product_of(site, factors, index, shape) for site, factors in added], shape)
         step = max(1, _AT_ONCE // max(1, shape[1]))
         spans = [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
         blocks.append(
@@ -100,22 +101,3 @@ def _matrices(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 def _added(delta: Delta, rows: slice, like: torch.Tensor) -> torch.Tensor:
     # 16 bits are too coarse to notice what the first slice leaves out.
     return delta.block(rows.start, rows.stop, correct=like.element_size() > 2)
-
-
-def _product(site: Site, factors: Factors, index: int, shape: tuple[int, int]) -> Product:
-    """Return what factors add to one stored matrix, copied: adapters may be trained on while they are merged."""
-    assert factors.up is not None
-    assert factors.down is not None
-    up, down = (one[index] if one.dim() == 3 else one for one in (factors.up.detach(), factors.down.detach()))
-    left, right = (down.mT, up.mT) if site.is_transposed else (up, down)
-    part = site.slice
-    axis = None if part is None else part.axis - (len(site.shape) - 2)
-    where = torch.tensor(part.indices()) if part is not None else None
-    left = _spread(left.cpu(), where, shape[0]) if axis == 0 else left.cpu().clone()
-    right = _spread(right.cpu().mT, where, shape[1]).mT if axis == 1 else right.cpu().clone()
-    return Product(left, right, factors.scale)
-
-
-def _spread(rows: torch.Tensor, where: torch.Tensor | None, size: int) -> torch.Tensor:
-    assert where is not None
-    return rows.new_zeros(size, rows.shape[1]).index_copy(0, where, rows)

@@ -15,7 +15,7 @@ from surgery.errors import CheckpointError
 from surgery.planning.headers import TensorHeader, read_checkpoint_headers
 from surgery.planning.inventory import Inventory, ParameterEntry
 
-__all__ = ["inventory_of_checkpoint"]
+__all__ = ["Piece", "inventory_of_checkpoint", "pieces_of_checkpoint"]
 
 _MOST_TENSORS = 250_000
 """The largest open checkpoints, quantised and with a tensor for each of hundreds of experts, hold about 200,000."""
@@ -149,9 +149,50 @@ class _Names:
 _Pieces = list[tuple[_Place, TensorHeader]]
 
 
-def _entries(
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A tensor of a file, as a part of a parameter of the model.
+
+    Attributes:
+        header: where it is, and its shape.
+        matrix: which of the parameter's matrices it is or begins with, where it is one of those that are stacked.
+        row: the first row of that matrix that it holds.
+        is_stacked: whether it is one matrix of several.
+    """
+
+    header: TensorHeader
+    matrix: int = 0
+    row: int = 0
+    is_stacked: bool = False
+
+
+def pieces_of_checkpoint(
+    folder: Path, architecture: Architecture | None, config: Mapping[str, Any]
+) -> dict[str, tuple[Piece, ...]]:
+    """Return name of a parameter -> the tensors of files that make it up, in the order of its elements.
+
+    Raises:
+        CheckpointError: as `inventory_of_checkpoint`.
+    """
+    text = config.get("text_config")
+    settings = {**(text if isinstance(text, dict) else {}), **config}
+    headers = read_checkpoint_headers(folder)
+    _refuse_hostile(headers, folder)
+    found = {}
+    for name, pieces in _located(headers.values(), architecture, settings).items():
+        _joined(name, pieces)
+        made, rows = [], dict[int, int]()
+        for place, header in sorted(pieces, key=lambda pair: (pair[0].number or 0, pair[0].position)):
+            matrix = place.number or 0
+            made.append(Piece(header, matrix, rows.get(matrix, 0), place.number is not None))
+            rows[matrix] = rows.get(matrix, 0) + (header.shape[0] if header.shape else 1)
+        found[name] = tuple(made)
+    return found
+
+
+def _located(
     headers: Collection[TensorHeader], architecture: Architecture | None, settings: Mapping[str, Any]
-) -> Iterator[ParameterEntry]:
+) -> dict[str, _Pieces]:
     stored = [header.name for header in headers]
     names = _Names(architecture or Architecture((), "", {}, {}), settings, stored)
     found: dict[str, _Pieces] = defaultdict(list)
@@ -159,7 +200,13 @@ def _entries(
         if not names.is_ignored(header.name):
             place = names.locate(header.name)
             found[place.name].append((place, header))
-    for name, pieces in found.items():
+    return found
+
+
+def _entries(
+    headers: Collection[TensorHeader], architecture: Architecture | None, settings: Mapping[str, Any]
+) -> Iterator[ParameterEntry]:
+    for name, pieces in _located(headers, architecture, settings).items():
         path, _, parameter = name.rpartition(".")
         yield ParameterEntry(path, parameter, _joined(name, pieces), pieces[0][1].dtype, "")
 

@@ -17,7 +17,9 @@ from typing import Any
 from surgery.errors import CheckpointError
 from surgery.planning.inventory import DTYPE_BYTES
 
-__all__ = ["TensorHeader", "check_index", "read_checkpoint_headers", "read_config", "read_header", "read_settings"]
+__all__ = [
+    "TensorHeader", "check_index", "read_checkpoint_headers", "read_config", "read_header", "read_json", "read_settings",
+]  # fmt: skip
 
 _MAX_HEADER = 32 * 1024 * 1024
 _MAX_INDEX = 64 * 1024 * 1024
@@ -112,11 +114,21 @@ def read_config(folder: Path) -> Mapping[str, Any]:
 
 def read_settings(path: Path) -> Mapping[str, Any]:
     """Return what a configuration file of any name says, or an empty mapping when there is none."""
-    if not path.is_file():
-        return {}
-    if path.stat().st_size > _MAX_HEADER:
-        raise CheckpointError(f"{path.name} is too large", str(path))
-    return _json_object(path.read_bytes(), path)
+    return read_json(path) if path.is_file() else {}
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """Return a JSON file that holds an object: bounded, no key twice.
+
+    Raises:
+        CheckpointError: it is too large, cannot be read, or is no object.
+    """
+    try:
+        if path.stat().st_size > _MAX_HEADER:
+            raise CheckpointError(f"{path.name} is too large", str(path))
+        return _json_object(path.read_bytes(), path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read the file: {error.strerror}", str(path)) from error
 
 
 def _json_object(raw: bytes, path: Path) -> dict[str, Any]:

@@ -193,8 +193,9 @@ class Plan:
 
     @property
     def hash(self) -> str:
-        """sha256 of what the plan does (seed and edits), not of where it was made from."""
-        decided = {"seed": self.spec.seed, "edits": [edit.to_dict() for edit in self.edits]}
+        """sha256 of what the plan does (seed and edits), not of where it was made from: headers have an own order."""
+        edits = sorted((edit.to_dict() for edit in self.edits), key=lambda edit: str(edit["site"]))
+        decided = {"seed": self.spec.seed, "edits": edits}
         return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
 
     def __str__(self) -> str:

@@ -1,0 +1,182 @@
+"""LoRA adapters that PEFT has saved: `adapter_config.json` and `adapter_model.safetensors`, both untrusted.
+
+The format is described in PEFT's documentation, "PEFT checkpoint format"; read against version 0.21.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from surgery.architecture import Site
+from surgery.checkpoint.saved import Acts, Factor, SavedAdapter, TensorFile
+from surgery.checkpoint.weights import Weights
+from surgery.errors import CheckpointError, Problem, StateError, nearest
+from surgery.exact import Product
+from surgery.operation.change import Step
+from surgery.planning.headers import read_json
+
+__all__ = ["PeftAdapter", "is_peft"]
+
+_CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
+_KEY = re.compile(
+    r"base_model\.model\.(?P<path>.+)\.(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B)(?P<end>\.weight)?"
+)
+_LITERAL = re.compile(r"\^?[A-Za-z0-9_.-]+")
+_UNKNOWN = {
+    "use_dora": "DoRA", "use_qalora": "QALoRA", "use_bdlora": "BD-LoRA", "alora_invocation_tokens": "activated LoRA",
+    "trainable_token_indices": "trainable tokens", "arrow_config": "Arrow", "lora_bias": "a bias of LoRA's own",
+}  # fmt: skip
+"""Settings under which an adapter is more than a low-rank sum."""
+
+
+def is_peft(folder: Path) -> bool:
+    """Whether the folder says that PEFT wrote it."""
+    return (folder / _CONFIG).is_file()
+
+
+class _PeftActs(Acts):
+    def __init__(self, name: str, product: Product, key: str) -> None:
+        self.order, self._product = (True, name, key), product
+
+    def steps(self, index: int, shape: tuple[int, int]) -> Sequence[Step] | None:
+        return [Step((), self._product)]
+
+
+class PeftAdapter(SavedAdapter):
+    """A folder that PEFT's `save_pretrained` wrote, for LoRA on linear maps, Conv1D and embeddings.
+
+    Raises:
+        CheckpointError: another kind of adapter, settings that change more than a sum, or a damaged folder.
+    """
+
+    format = "peft"
+
+    def __init__(self, folder: Path, name: str, factor: Factor) -> None:
+        super().__init__(folder, name, factor)
+        self._config: Mapping[str, Any] = read_json(folder / _CONFIG)
+        self._refuse_unknown()
+        if not (folder / _TENSORS).is_file():
+            pickled = (folder / "adapter_model.bin").is_file()
+            what = "only pickled tensors here, which can run code and are not read" if pickled else f"no {_TENSORS} here"
+            hint = "load it where you trust it, and save it again with PEFT, which writes safetensors"
+            raise CheckpointError(what, str(folder), hint if pickled else "get the folder anew")
+        self._tensors = TensorFile(folder / _TENSORS)
+        if self._tensors.not_finite:
+            what = f"the adapter's tensor {min(self._tensors.not_finite)!r} holds NaN or inf"
+            raise StateError(what, str(folder), "nothing was merged; repair the adapter")
+        said = json.dumps(self._config, sort_keys=True).encode("utf-8", "surrogatepass")
+        self.digest = hashlib.sha256(said).hexdigest() + self._tensors.sha256
+        self._pairs: dict[str, tuple[str, str, Site]] = {}
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        return {name: self.folder / name for name in (_CONFIG, _TENSORS)}
+
+    @property
+    def changed(self) -> frozenset[str]:
+        return frozenset(self._pairs)
+
+    def _refuse_unknown(self) -> None:
+        where = str(self.folder / _CONFIG)
+        kind = self._config.get("peft_type")
+        if kind != "LORA":
+            hint = "merge it with PEFT, and save the whole model"
+            raise CheckpointError(f"adapters of PEFT's type {str(kind)[:40]!r} are not read; LORA is", where, hint)
+        for key, what in _UNKNOWN.items():
+            if self._config.get(key):
+                raise CheckpointError(f"{what} ({key}) is not read", where, "merge it with PEFT, and save the whole model")
+        for key in ("rank_pattern", "alpha_pattern"):
+            patterns = self._config.get(key) or {}
+            if not isinstance(patterns, dict) or not all(_LITERAL.fullmatch(str(name)) for name in patterns):
+                raise CheckpointError(
+                    f"{key} holds regular expressions, which are not run", where, "write names of modules in it"
+                )
+
+    def fit(self, weights: Weights) -> None:
+        problems, halves = [], dict[str, dict[str, str]]()
+        for key in sorted(self._tensors.headers):
+            match = _KEY.fullmatch(key)
+            if match is None:
+                problems.append(Problem(f"the tensor {key!r} has no home: it is no LoRA factor", str(self.folder), _HINT))
+                continue
+            halves.setdefault(match["path"], {})[match["kind"]] = key
+        for path, found in halves.items():
+            is_table = "lora_embedding_A" in found
+            down, up = (found.get(f"lora_{'embedding_' if is_table else ''}{half}") for half in "AB")
+            if down is None or up is None or len(found) != 2:
+                problems.append(Problem(f"{path} lacks one of its two factors", str(self.folder), "get the folder anew"))
+                continue
+            name = _home(f"{path}.weight", weights)
+            site = None if name is None else weights.sites.get(name)
+            if name is None or site is None:
+                hint = nearest(path, {known.rpartition(".")[0] for known in weights.sites})
+                problems.append(Problem(f"the tensor {down!r} has no home: no {path} in the base", str(self.folder), hint))
+                continue
+            stored = weights.stored_name(name)
+            assert stored is not None
+            if stored in self._pairs:
+                what = f"{path} and {self._pairs[stored][2].path} are one tied tensor, and both are adapted"
+                problems.append(Problem(what, str(self.folder), "merge an adapter of one of them"))
+                continue
+            problems += self._misfit(path, down, up, site, weights)
+            self._pairs[stored] = (down, up, site)
+        if not problems and not halves:
+            problems.append(Problem("the adapter holds no tensor", str(self.folder), "get the folder anew"))
+        if problems:
+            raise CheckpointError.of(problems)
+
+    def _misfit(self, path: str, down: str, up: str, site: Site, weights: Weights) -> list[Problem]:
+        first, second = self._tensors.headers[down].shape, self._tensors.headers[up].shape
+        whole = next(entry.shape for entry in weights.inventory.entries if entry.name == site.name)
+        if len(whole) != 2 or len(first) != 2 or len(second) != 2 or first[0] != second[1]:
+            return [Problem(f"{path}: factors {list(first)} and {list(second)} of a weight {list(whole)}", str(self.folder))]
+        made = (second[0], first[1])
+        wanted = whole[::-1] if site.is_transposed else whole
+        if made == tuple(wanted):
+            return []
+        what = f"{path} is {wanted[0]}x{wanted[1]} in the base and {made[0]}x{made[1]} in the adapter"
+        return [Problem(what, str(self.folder), "this adapter was trained on another base: name that one")]
+
+    def acts(self, parameter: str, base: Mapping[str, torch.Tensor] | None) -> list[Acts]:
+        down_key, up_key, site = self._pairs[parameter]
+        down, up = self._tensors.read(down_key), self._tensors.read(up_key)
+        path = (_KEY.fullmatch(down_key) or {"path": ""})["path"]
+        scale = self._scale(path, down.shape[0]) * self.factor
+        left, right = (down.mT, up.mT) if site.is_transposed else (up, down)
+        return [_PeftActs(self.name, Product(left.contiguous(), right.contiguous(), scale), site.key)]
+
+    def _scale(self, path: str, rank: int) -> float:
+        alpha = self._number("lora_alpha", self._config.get("lora_alpha", 8))
+        for pattern, value in (self._config.get("alpha_pattern") or {}).items():
+            plain = pattern.removeprefix("^")
+            if path == plain or (path.endswith(f".{plain}") and plain == pattern):
+                alpha = self._number("alpha_pattern", value)
+                break
+        return alpha / math.sqrt(rank) if self._config.get("use_rslora") else alpha / rank
+
+    def _number(self, key: str, value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise CheckpointError(f"{key} is {str(value)[:40]!r}, no number", str(self.folder / _CONFIG))
+        return float(value)
+
+
+_HINT = "surgery merges LoRA factors; what else was trained (modules_to_save, biases) merge with PEFT"
+
+
+def _home(name: str, weights: Weights) -> str | None:
+    """Return what the files call it: the same, or with one prefix more or fewer, as base models are kept in files."""
+    if name in weights.sites:
+        return name
+    shorter = name.partition(".")[2]
+    if shorter in weights.sites:
+        return shorter
+    longer = [known for known in weights.sites if known.partition(".")[2] == name]
+    return longer[0] if len(longer) == 1 else None

@@ -1,0 +1,221 @@
+"""What is worked on as one: a parameter of the model, its tensors in files, and what adapters do to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from surgery.adapter.replacement import ReplacementAdapter
+from surgery.checkpoint.saved import Acts, SavedAdapter
+from surgery.checkpoint.weights import Weights
+from surgery.errors import CheckpointError, StateError
+from surgery.exact import round_once
+from surgery.operation.change import Change
+from surgery.operation.merge import merged_tensor
+from surgery.planning.checkpoint import Piece
+
+__all__ = ["BLOCK", "Block", "Rows", "Unit", "blocks_of", "changes_for", "units_of"]
+
+BLOCK = 1 << 20
+"""Elements of a row block: residues are encoded by blocks, so this is part of the format of receipts."""
+
+
+class Rows(Protocol):
+    """A change of one stored matrix; see `surgery.operation.change.Change`."""
+
+    def merge(
+        self, weight: torch.Tensor, start: int, correct: bool = True, out: torch.Tensor | None = None
+    ) -> torch.Tensor: ...
+
+    def predict(self, merged: torch.Tensor, start: int) -> torch.Tensor: ...
+
+    def added(self, weight: torch.Tensor, merged: torch.Tensor, start: int) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One parameter.
+
+    Attributes:
+        name: as the model calls it, or the tensor's own name where the model does not use it.
+        pieces: the tensors of files that make it up, in the order of its elements.
+        old: adapters that are merged into it in the source.
+        new: adapters that are to be in the result.
+    """
+
+    name: str
+    pieces: tuple[Piece, ...]
+    old: tuple[SavedAdapter, ...] = ()
+    new: tuple[SavedAdapter, ...] = ()
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether nothing is computed."""
+        return not self.old and not self.new
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some rows of a tensor of a file, seen as matrices.
+
+    Attributes:
+        matrix: which matrix of the parameter.
+        row: the first row, of that matrix.
+        rows, columns: the shape.
+        offset: elements of the tensor before them.
+    """
+
+    matrix: int
+    row: int
+    rows: int
+    columns: int
+    offset: int
+
+
+def units_of(weights: Weights, old: Sequence[SavedAdapter], new: Sequence[SavedAdapter]) -> list[Unit]:
+    """Return all units, in the order in which they stand in files."""
+    units, used = [], set()
+    for name, pieces in weights.pieces.items():
+        used |= {piece.header.name for piece in pieces}
+        acting = tuple(tuple(one for one in several if name in one.changed) for several in (old, new))
+        units.append(Unit(name, pieces, *acting))
+    rest = [header for name, header in weights.headers.items() if name not in used]
+    units += [Unit(header.name, (Piece(header),)) for header in rest]
+    return sorted(units, key=lambda unit: (unit.pieces[0].header.file.name, unit.pieces[0].header.start))
+
+
+def blocks_of(piece: Piece) -> Iterator[Block]:
+    """Cut a tensor into row blocks: a function of its shape alone."""
+    shape = piece.header.shape
+    if not math.prod(shape):
+        return
+    matrices, rows, columns = _as_matrices(shape)
+    step = max(1, BLOCK // columns)
+    for index in range(matrices):
+        for row in range(0, rows, step):
+            offset = (index * rows + row) * columns
+            yield Block(piece.matrix + index, piece.row + row, min(step, rows - row), columns, offset)
+
+
+def _as_matrices(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return how many matrices a tensor is, and their shape: a vector is a column."""
+    if len(shape) == 3:
+        return shape[0], shape[1], shape[2]
+    return 1, shape[0] if shape else 1, math.prod(shape[1:])
+
+
+def changes_for(
+    unit: Unit, adapters: Sequence[SavedAdapter], base: Mapping[str, torch.Tensor] | None
+) -> list[Rows]:
+    """Return what the adapters do to each matrix of the unit.
+
+    Args:
+        unit: the unit.
+        adapters: those that act on it.
+        base: name of a parameter -> the base's tensor, read only where an adapter cannot do with rows alone. Without,
+            the changes can predict and no more: what they predict is the same as with it.
+    """
+    acts = sorted((act for one in adapters for act in one.acts(unit.name, base)), key=lambda act: act.order)
+    matrices, shape = _parameter_shape(unit)
+    is_said = all(act.is_portable and act.steps(0, shape) is not None for act in acts)
+    if not is_said and base is None:
+        return [_Unknown() for _ in range(matrices)]
+    weighted = next((one for one in adapters if one.factor != 1.0), None)
+    if weighted is not None and any(act.steps(0, shape) is None for act in acts):
+        what = f"{weighted.name!r} cannot be weighted: it does more than add"
+        raise StateError(what, unit.name, "leave --weights out")
+    if not all(act.steps(0, shape) is not None for act in acts):
+        assert base is not None
+        return _by_fold(unit, acts, base, matrices, shape)
+    found = [
+        Change([step for act in acts for step in act.steps(index, shape) or ()], shape) for index in range(matrices)
+    ]
+    return list(found) if is_said else [_Unpredicted(change) for change in found]
+
+
+def _by_fold(
+    unit: Unit, acts: Sequence[Acts], base: Mapping[str, torch.Tensor], matrices: int, shape: tuple[int, int]
+) -> list[Rows]:
+    """Fold the parameter as a whole, for adapters that are not said by factors."""
+    links = [act.link for act in acts]
+    chain = [link for link in links if link is not None]
+    if len(chain) < len(links):
+        what = "adapters of different formats meet, of which one is not said by factors"
+        raise CheckpointError(what, unit.name, "merge them one after the other")
+    adapter, site = chain[0]
+    if len(chain) == 1 and isinstance(adapter, ReplacementAdapter) and site.slice is None:
+        whole = adapter.value.detach().reshape(matrices, *shape)
+        return [_Replaced(whole[index]) for index in range(matrices)]
+    value, _ = merged_tensor(unit.name, site.parameter, base[unit.name], chain)
+    whole = value.reshape(matrices, *shape)
+    return [_Replaced(whole[index], is_rounded=True) for index in range(matrices)]
+
+
+def _parameter_shape(unit: Unit) -> tuple[int, tuple[int, int]]:
+    """Return the number of matrices of the parameter, and their shape."""
+    first = unit.pieces[0]
+    if not first.is_stacked:
+        matrices, rows, columns = _as_matrices(first.header.shape)
+        return matrices, (rows + sum(piece.header.shape[0] for piece in unit.pieces[1:]), columns)
+    own = [piece for piece in unit.pieces if piece.matrix == first.matrix]
+    rows = sum(piece.header.shape[0] for piece in own)
+    return len(unit.pieces) // len(own), (rows, math.prod(first.header.shape[1:]))
+
+
+class _Unknown:
+    """What is known of a merge without the base, where adapters are not said by factors: nothing."""
+
+    def merge(
+        self, weight: torch.Tensor, start: int, correct: bool = True, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        raise NotImplementedError
+
+    def predict(self, merged: torch.Tensor, start: int) -> torch.Tensor:
+        return torch.zeros(merged.shape, dtype=torch.float64)
+
+    def added(self, weight: torch.Tensor, merged: torch.Tensor, start: int) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class _Unpredicted(_Unknown):
+    """A change whose adapters cannot be made without the base: it is not there when the base is wanted again."""
+
+    def __init__(self, change: Change) -> None:
+        self._change = change
+
+    def merge(
+        self, weight: torch.Tensor, start: int, correct: bool = True, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return self._change.merge(weight, start, correct, out)
+
+    def added(self, weight: torch.Tensor, merged: torch.Tensor, start: int) -> torch.Tensor:
+        return self._change.added(weight, merged, start)
+
+
+class _Replaced(_Unknown):
+    """Rows that are known: those of an adapter that takes the parameter's place, or of a folded parameter."""
+
+    def __init__(self, value: torch.Tensor, *, is_rounded: bool = False) -> None:
+        self._value, self._is_rounded = value, is_rounded
+
+    def merge(
+        self, weight: torch.Tensor, start: int, correct: bool = True, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        value = self._value[start : start + weight.shape[0]]
+        if not self._is_rounded:
+            wide, old = value.double(), weight.double()
+            rounded = round_once(wide, weight.dtype)
+            value = torch.where((wide == old) | (wide.isnan() & old.isnan()), weight, rounded)
+            is_lost = ~torch.isfinite(value.double()) & torch.isfinite(old)
+            if bool(is_lost.any()):
+                what = "merging would turn finite weights into NaN or inf"
+                raise StateError(what, hint="nothing was merged; use a wider dtype or repair the adapter")
+        return value if out is None else out.copy_(value)
+
+    def added(self, weight: torch.Tensor, merged: torch.Tensor, start: int) -> torch.Tensor:
+        value = merged if self._is_rounded else self._value[start : start + weight.shape[0]]
+        return value.double() - weight.double()

@@ -1,0 +1,125 @@
+"""`surgery merge`: adapters into a checkpoint on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from surgery.cli.call import Call, shell
+
+__all__ = ["EXAMPLES", "merge"]
+
+EXAMPLES = "Example:  surgery merge models/base runs/notes/adapter -o models/merged"
+
+_UNDO = ("residue", "file", "copy", "none")
+
+
+def _undo(value: str) -> str:
+    if value not in _UNDO:
+        from surgery.errors import nearest
+
+        raise typer.BadParameter(f"{value!r} is unknown; {nearest(value, _UNDO)}")
+    return value
+
+
+def merge(
+    call: Call,
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="The folder of the checkpoint.", readable=False)],
+    adapters: Annotated[
+        list[str],
+        typer.Argument(metavar="ADAPTER...", help="Folders of adapters, surgery's or PEFT's; or NAME=FOLDER."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The merged checkpoint; a new folder.")],
+    undo: Annotated[
+        str,
+        typer.Option(
+            "--undo",
+            metavar="<residue|file|copy|none>",
+            callback=_undo,
+            help="What is kept for unmerge: what merged weights and adapters do not tell, nothing but the base itself,"
+            " the changed weights, or nothing.",
+        ),
+    ] = "residue",
+    weights: Annotated[
+        list[str] | None,
+        typer.Option("--weights", metavar="NAME=FACTOR", help="Make an adapter stronger or weaker. Repeatable."),
+    ] = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Sums that are seldom the other neighbour, instead of correctly rounded.")
+    ] = False,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", metavar="N", min=1, max=256, help="Threads; by default up to 4.")
+    ] = None,
+) -> None:
+    """Merge adapters into a checkpoint, without building the model, so that unmerge gives the base back bit for bit.
+
+    The new folder appears complete or not at all. The same merge again does nothing; BASE is only read.
+    """
+    from surgery.cli.progress import progress
+    from surgery.cli.weights import announcing, in_bytes, report_text, size_text
+
+    registry = call.registry()
+    factors = dict(map(_factor, weights or ()))
+    from surgery.checkpoint.merge import merge_checkpoint
+
+    with progress(call) as tell:
+        report = merge_checkpoint(
+            base,
+            _named(adapters),
+            out,
+            undo=undo,
+            jobs=jobs,
+            fast=fast,
+            weights=factors,
+            registry=registry,
+            progress=in_bytes(tell, "merging"),
+            announce=announcing(call, "plan"),
+        )
+    names = ", ".join(report.adapters)
+    if report.was_done:
+        text = f"{out} already holds {names}"
+    else:
+        kept = {
+            "residue": f"residue {size_text(report.residue_bytes)}, adapters {size_text(report.adapter_bytes)}",
+            "copy": f"copies {size_text(report.residue_bytes)}",
+            "file": "the base must stay where it is",
+            "none": "cannot be unmerged",
+        }[report.undo]
+        text = f"merged {names} into {size_text(report.bytes)} in {report.seconds:.1f} s; for the way back: {kept}"
+    call.answer(report.to_dict(), report_text(report, text), _style)
+    if report.left_out:
+        call.note(f"not carried along, as they hold other weights: {', '.join(report.left_out[:5])}")
+    call.next_step(shell("surgery", "verify", out))
+
+
+def _named(adapters: list[str]) -> list[str] | dict[str, str]:
+    """Return folders, or name -> folder where any is named."""
+    pairs = [text.partition("=") for text in adapters]
+    if not any(equals and not Path(text).exists() for text, (_, equals, _) in zip(adapters, pairs, strict=True)):
+        return adapters
+    from surgery.errors import StateError
+
+    given: dict[str, str] = {}
+    for name, equals, folder in pairs:
+        if not equals:
+            raise StateError(f"{name!r} has no name", hint="name all adapters or none: NAME=FOLDER")
+        if name in given:
+            raise StateError(f"two adapters are called {name!r}", hint="give each a name of its own")
+        given[name] = folder
+    return given
+
+
+def _factor(text: str) -> tuple[str, float]:
+    name, equals, value = text.partition("=")
+    try:
+        if not equals or not name:
+            raise ValueError
+        return name, float(value)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not NAME=FACTOR; write for example notes=0.5") from None
+
+
+def _style(line: str) -> str:
+    return "bold green" if line.startswith("merged") else "bold" if line.startswith("  tensor") else ""

@@ -1,0 +1,89 @@
+"""What the verbs on checkpoints share: sizes in words, progress in bytes, and the table of a report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from surgery.cli.call import Call
+
+if TYPE_CHECKING:
+    from surgery.checkpoint.foretold import Foretold
+    from surgery.checkpoint.report import CheckpointReport
+    from surgery.cli.progress import Tell
+
+__all__ = ["announcing", "in_bytes", "report_text", "size_text", "table"]
+
+_ROWS = 12
+_HEAD = ("tensor", "|dW|/|W|", "lost", "unmoved")
+
+
+def size_text(count: int) -> str:
+    """Return a number of bytes in words.
+
+    >>> size_text(1_500_000)
+    '1.5 MB'
+    """
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def in_bytes(tell: Tell | None, what: str) -> Callable[[int, int, str], None] | None:
+    """Return a teller of bytes that shows megabytes, and how many pass in a second."""
+    if tell is None:
+        return None
+    start = time.monotonic()
+    detail: Any = getattr(tell, "detail", None)
+
+    def told(done: int, total: int, _file: str) -> None:
+        seconds = time.monotonic() - start
+        if detail is not None and seconds > 0:
+            detail(f"{size_text(int(done / seconds))}/s")
+        tell(done // 1_000_000, max(total // 1_000_000, 1), f"{what} (MB)")
+
+    return told
+
+
+def announcing(call: Call, verb: str) -> Callable[[Foretold], None]:
+    """Return what tells the plan."""
+
+    def announce(plan: Foretold) -> None:
+        call.note(
+            f"{verb}: {plan.computed} parameters are computed, the rest of {plan.tensors} tensors in {plan.files} "
+            f"file{'s' if plan.files > 1 else ''} is copied; reads and writes {size_text(plan.read)}, holds about "
+            f"{size_text(plan.hold)}"
+        )
+
+    return announce
+
+
+def report_text(report: CheckpointReport, what: str) -> str:
+    """Return a report for people: those tensors first that lost most."""
+    lines = [what]
+    worst = sorted(report.tensors, key=lambda one: (-one.realised_delta_rel_err, one.name))
+    if worst:
+        lines += ["", *table([_HEAD, *(_row(one) for one in worst[:_ROWS])])]
+        if len(worst) > _ROWS:
+            lines.append(f"  and {len(worst) - _ROWS} more: --json shows all")
+        lines.append("")
+        lines.append("  lost: |stored dW - dW| / |dW|; unmoved: share of elements too small a change for the dtype")
+    return "\n".join(lines)
+
+
+def _row(one: Any) -> tuple[str, str, str, str]:
+    return (one.name, f"{one.delta_rel:.2%}", f"{one.realised_delta_rel_err:.2%}", f"{one.unmoved:.1%}")
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return lines of aligned columns, the first one to the left."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  " + "  ".join(cell.ljust(width) if not index else cell.rjust(width) for index, (cell, width) in
+                         enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]  # fmt: skip
