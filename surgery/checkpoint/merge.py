@@ -88,7 +88,9 @@ def merge_checkpoint(
         _refuse_twice(old, new)
         for one in new:
             one.fit(source.weights)
-        return _pass(source, old, [*old, *new], Path(out), undo=undo, jobs=jobs, fast=fast, tell=progress, announce=announce)
+        return _pass(
+            source, old, [*old, *new], Path(out), undo=undo, jobs=jobs, fast=fast, tell=progress, announce=announce
+        )
 
 
 def unmerge_checkpoint(
@@ -124,7 +126,15 @@ def unmerge_checkpoint(
         rest = [one for one in old if adapters and one.name not in adapters]
         record = source.record
         return _pass(
-            source, old, rest, Path(out), undo=record.undo, jobs=jobs, fast=record.fast, tell=progress, announce=announce
+            source,
+            old,
+            rest,
+            Path(out),
+            undo=record.undo,
+            jobs=jobs,
+            fast=record.fast,
+            tell=progress,
+            announce=announce,
         )
 
 
@@ -154,12 +164,16 @@ def opened(folder: Path, registry: Registry) -> Iterator[tuple[Source, list[Save
         old = [load(folder / adapter_folder(one.name), one.name, one.factor, registry) for one in record.adapters]
         for one, told_of in zip(old, record.adapters, strict=True):
             if one.digest != told_of.digest:
-                raise DriftError(f"the adapter {one.name!r} is not the one that was merged", str(one.folder), "restore it")
+                raise DriftError(
+                    f"the adapter {one.name!r} is not the one that was merged", str(one.folder), "restore it"
+                )
             one.fit(weights)
         yield stack.enter_context(Source(weights, record, base)), old
 
 
-def _refuse_changed(folder: Path, files: Mapping[str, Mapping[str, object]], record: MergedRecord, weights: Weights) -> None:
+def _refuse_changed(
+    folder: Path, files: Mapping[str, Mapping[str, object]], record: MergedRecord, weights: Weights
+) -> None:
     """Everything that the way back needs is what the receipt says, apart from weights, which are hashed as they pass."""
     if {name: head.sha256 for name, head in weights.heads.items()} != dict(record.heads):
         hint = "restore the files from a copy, or merge into the base again"
@@ -207,9 +221,13 @@ def _refuse_twice(old: Sequence[SavedAdapter], new: Sequence[SavedAdapter]) -> N
     for one in new:
         if one.digest in seen:
             what = f"{one.name!r} is merged already" if seen[one.digest] in old else f"{one.name!r} is given twice"
-            raise StateError(what, str(one.folder), "an adapter is merged once; --weights NAME=FACTOR makes it stronger")
+            raise StateError(
+                what, str(one.folder), "an adapter is merged once; --weights NAME=FACTOR makes it stronger"
+            )
         if one.name in names:
-            raise StateError(f"an adapter called {one.name!r} is merged already", str(one.folder), "give it a name: NAME=FOLDER")
+            raise StateError(
+                f"an adapter called {one.name!r} is merged already", str(one.folder), "give it a name: NAME=FOLDER"
+            )
         seen[one.digest] = one
 
 
@@ -277,7 +295,13 @@ def _refuse_other_base(adapters: Sequence[SavedAdapter], found: Mapping[str, str
 
 def _job(record: MergedRecord, weights: Weights, going: Sequence[tuple[str, int]]) -> str:
     """What is done, from what and by what. The base's bits are pinned by fingerprints where adapters have them."""
-    facts = {**record.encode(), "base": "", "sha256": "", "tensors": "", "sizes": {n: h.size for n, h in weights.heads.items()}}
+    facts = {
+        **record.encode(),
+        "base": "",
+        "sha256": "",
+        "tensors": "",
+        "sizes": {n: h.size for n, h in weights.heads.items()},
+    }
     facts["carried"] = [list(one) for one in going]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=list).encode()).hexdigest()
 

@@ -30,8 +30,8 @@ from surgery.registry import Registry
 
 __all__ = ["NativeAdapter"]
 
-_BUILDING = threading.Lock()
-"""Building sets what the whole process shares."""
+_BUILDING = threading.RLock()
+"""Building sets what the whole process shares; and it may read a base that other adapters have to be taken out of."""
 _KNOWN_FORWARDS = frozenset({"linear", "conv1d", "embedding"})
 
 

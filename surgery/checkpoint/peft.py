@@ -65,7 +65,9 @@ class PeftAdapter(SavedAdapter):
         self._refuse_unknown()
         if not (folder / _TENSORS).is_file():
             pickled = (folder / "adapter_model.bin").is_file()
-            what = "only pickled tensors here, which can run code and are not read" if pickled else f"no {_TENSORS} here"
+            what = (
+                "only pickled tensors here, which can run code and are not read" if pickled else f"no {_TENSORS} here"
+            )
             hint = "load it where you trust it, and save it again with PEFT, which writes safetensors"
             raise CheckpointError(what, str(folder), hint if pickled else "get the folder anew")
         self._tensors = TensorFile(folder / _TENSORS)
@@ -92,7 +94,9 @@ class PeftAdapter(SavedAdapter):
             raise CheckpointError(f"adapters of PEFT's type {str(kind)[:40]!r} are not read; LORA is", where, hint)
         for key, what in _UNKNOWN.items():
             if self._config.get(key):
-                raise CheckpointError(f"{what} ({key}) is not read", where, "merge it with PEFT, and save the whole model")
+                raise CheckpointError(
+                    f"{what} ({key}) is not read", where, "merge it with PEFT, and save the whole model"
+                )
         for key in ("rank_pattern", "alpha_pattern"):
             patterns = self._config.get(key) or {}
             if not isinstance(patterns, dict) or not all(_LITERAL.fullmatch(str(name)) for name in patterns):
@@ -105,20 +109,26 @@ class PeftAdapter(SavedAdapter):
         for key in sorted(self._tensors.headers):
             match = _KEY.fullmatch(key)
             if match is None:
-                problems.append(Problem(f"the tensor {key!r} has no home: it is no LoRA factor", str(self.folder), _HINT))
+                problems.append(
+                    Problem(f"the tensor {key!r} has no home: it is no LoRA factor", str(self.folder), _HINT)
+                )
                 continue
             halves.setdefault(match["path"], {})[match["kind"]] = key
         for path, found in halves.items():
             is_table = "lora_embedding_A" in found
             down, up = (found.get(f"lora_{'embedding_' if is_table else ''}{half}") for half in "AB")
             if down is None or up is None or len(found) != 2:
-                problems.append(Problem(f"{path} lacks one of its two factors", str(self.folder), "get the folder anew"))
+                problems.append(
+                    Problem(f"{path} lacks one of its two factors", str(self.folder), "get the folder anew")
+                )
                 continue
             name = _home(f"{path}.weight", weights)
             site = None if name is None else weights.sites.get(name)
             if name is None or site is None:
                 hint = nearest(path, {known.rpartition(".")[0] for known in weights.sites})
-                problems.append(Problem(f"the tensor {down!r} has no home: no {path} in the base", str(self.folder), hint))
+                problems.append(
+                    Problem(f"the tensor {down!r} has no home: no {path} in the base", str(self.folder), hint)
+                )
                 continue
             stored = weights.stored_name(name)
             assert stored is not None
@@ -137,7 +147,9 @@ class PeftAdapter(SavedAdapter):
         first, second = self._tensors.headers[down].shape, self._tensors.headers[up].shape
         whole = next(entry.shape for entry in weights.inventory.entries if entry.name == site.name)
         if len(whole) != 2 or len(first) != 2 or len(second) != 2 or first[0] != second[1]:
-            return [Problem(f"{path}: factors {list(first)} and {list(second)} of a weight {list(whole)}", str(self.folder))]
+            return [
+                Problem(f"{path}: factors {list(first)} and {list(second)} of a weight {list(whole)}", str(self.folder))
+            ]
         made = (second[0], first[1])
         wanted = whole[::-1] if site.is_transposed else whole
         if made == tuple(wanted):

@@ -90,9 +90,7 @@ class Source:
             raise CheckpointError("the residue ends too early", str(self.weights.folder / RESIDUE))
         return data
 
-    def restored(
-        self, piece: Piece, block: Block, index: int, rows: torch.Tensor, changes: list[Rows]
-    ) -> torch.Tensor:
+    def restored(self, piece: Piece, block: Block, index: int, rows: torch.Tensor, changes: list[Rows]) -> torch.Tensor:
         """Return the base's rows of a block of which `rows` are in the files.
 
         Raises:

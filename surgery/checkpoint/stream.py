@@ -20,7 +20,7 @@ from surgery.checkpoint.source import Source, as_tensor, dtype_of
 from surgery.checkpoint.transaction import Transaction
 from surgery.checkpoint.units import Rows, Unit, blocks_of, changes_for
 from surgery.checkpoint.writing import StagedFile
-from surgery.errors import DriftError
+from surgery.errors import DriftError, StateError
 from surgery.exact import encode
 from surgery.operation import MergeRecord
 from surgery.planning.checkpoint import Piece
@@ -209,7 +209,12 @@ class Stream:
             if new:
                 change = new[block.matrix]
                 outgoing = memoryview(self._buffer("out", size))[:size]
-                result = change.merge(rows, block.row, self._correct, as_tensor(outgoing, block, dtype))
+                into = as_tensor(outgoing, block, dtype)
+                try:
+                    result = change.merge(rows, block.row, self._correct, into)
+                except StateError as error:
+                    where = f"{header.file.name}: tensor {header.name!r}, {error.where}".removesuffix(", ")
+                    raise StateError(error.what, where, error.hint) from error
                 added = change.added(rows, result, block.row)
                 tally.add(rows, result, added)
                 self._remember(header.name, rows, result, change, block.row)

@@ -108,9 +108,7 @@ def _as_matrices(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return 1, shape[0] if shape else 1, math.prod(shape[1:])
 
 
-def changes_for(
-    unit: Unit, adapters: Sequence[SavedAdapter], base: Mapping[str, torch.Tensor] | None
-) -> list[Rows]:
+def changes_for(unit: Unit, adapters: Sequence[SavedAdapter], base: Mapping[str, torch.Tensor] | None) -> list[Rows]:
     """Return what the adapters do to each matrix of the unit.
 
     Args:

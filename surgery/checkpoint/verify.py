@@ -129,7 +129,9 @@ def _by_receipt(
 
 
 def _differences(expected: Mapping[str, str], found: Mapping[str, str], where: str, whose: str) -> list[Problem]:
-    problems = [Problem(f"{whose} has {name!r}, which is missing", where) for name in sorted(set(expected) - set(found))]
+    problems = [
+        Problem(f"{whose} has {name!r}, which is missing", where) for name in sorted(set(expected) - set(found))
+    ]
     problems += [Problem(f"{whose} does not have {name!r}", where) for name in sorted(set(found) - set(expected))]
     problems += [
         Problem(f"{name} has other bits than {whose} says", where, "restore the file, or name another base")

@@ -38,13 +38,22 @@ def diff(
     if found.tensors:
         rows = [("tensor", "|B-A|/|A|", "changed", "rank")]
         rows += [
-            (one.name, f"{one.relative:.2%}", f"{one.changed:.1%}", f"{one.effective_rank:.1f}" if one.effective_rank else "")
+            (
+                one.name,
+                f"{one.relative:.2%}",
+                f"{one.changed:.1%}",
+                f"{one.effective_rank:.1f}" if one.effective_rank else "",
+            )
             for one in found.tensors[:_ROWS]
         ]
         lines += ["", *table(rows)]
         if len(found.tensors) > _ROWS:
             lines.append(f"  and {len(found.tensors) - _ROWS} more: --json shows all")
-    for what, names in (("only in A", found.only_a), ("only in B", found.only_b), ("other dtype or shape", found.reshaped)):
+    for what, names in (
+        ("only in A", found.only_a),
+        ("only in B", found.only_b),
+        ("other dtype or shape", found.reshaped),
+    ):
         if names:
             lines += ["", f"{what}: {len(names)}", *(f"  {name}" for name in names[:_ROWS])]
     call.answer(found.to_dict(), "\n".join(lines), lambda line: "bold" if line.startswith("  tensor") else "")

@@ -49,5 +49,7 @@ def unmerge(
         )
     left = f"what remains: {', '.join(report.adapters)}" if report.adapters else "this is the base, bit for bit"
     text = f"unmerged {size_text(report.bytes)} in {report.seconds:.1f} s; {left}"
-    call.answer(report.to_dict(), report_text(report, f"{out} was unmerged before; {left}" if report.was_done else text))
+    call.answer(
+        report.to_dict(), report_text(report, f"{out} was unmerged before; {left}" if report.was_done else text)
+    )
     call.next_step(shell("surgery", "verify", out))

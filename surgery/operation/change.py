@@ -156,9 +156,7 @@ def steps_of(
             return None
         found.append((site, factors))
     weights = tuple(weights) or (1.0,) * len(found)
-    return [
-        _step(site, factors, index, shape, weight) for (site, factors), weight in zip(found, weights, strict=True)
-    ]
+    return [_step(site, factors, index, shape, weight) for (site, factors), weight in zip(found, weights, strict=True)]
 
 
 def _step(site: Site, factors: Factors, index: int, shape: tuple[int, int], weight: float) -> Step:
