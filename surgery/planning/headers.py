@@ -18,7 +18,8 @@ from surgery.errors import CheckpointError
 from surgery.planning.inventory import DTYPE_BYTES
 
 __all__ = [
-    "TensorHeader", "check_index", "read_checkpoint_headers", "read_config", "read_header", "read_json", "read_settings",
+    "TensorHeader", "check_index", "read_checkpoint_headers", "read_config", "read_header", "read_json",
+    "read_settings",
 ]  # fmt: skip
 
 _MAX_HEADER = 32 * 1024 * 1024
