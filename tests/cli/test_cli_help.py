@@ -11,7 +11,10 @@ from cli_support import ROOT, Run
 
 import surgery
 
-VERBS = ("check", "inspect", "plan", "train", "compare", "report", "plugins", "schema")
+VERBS = (
+    *("check", "inspect", "plan", "train", "compare", "report"),
+    *("merge", "unmerge", "verify", "diff", "plugins", "schema"),
+)
 NESTED = ("architecture draft", "architecture check")
 HEAVY = ("torch", "transformers", "pydantic", "pydantic_core", "rich", "numpy", "pluggy", "yaml", "datasets")
 LOADED = "print(*sorted(name for name in {names} if name in sys.modules), file=sys.stderr)"
