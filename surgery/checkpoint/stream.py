@@ -217,7 +217,9 @@ class Stream:
                     raise StateError(error.what, where, error.hint) from error
                 added = change.added(rows, result, block.row)
                 tally.add(rows, result, added)
-                self._remember(header.name, rows, result, change, block.row)
+                # What is added by a sum is what is predicted of it.
+                predicted = added if change.is_sum else None
+                self._remember(header.name, rows, result, predicted, change, block.row)
             bits = bytes_of(result)
             after.update(bits)
             file.write_at(header.start + block.offset * dtype.itemsize, bits)
@@ -228,9 +230,18 @@ class Stream:
             raise DriftError(what, f"{header.file}: tensor {header.name!r}", hint)
         return TensorRecord(header.file.name, base.hexdigest(), after.hexdigest(), 0 if new else -1)
 
-    def _remember(self, name: str, rows: torch.Tensor, result: torch.Tensor, change: Rows, start: int) -> None:
+    def _remember(
+        self,
+        name: str,
+        rows: torch.Tensor,
+        result: torch.Tensor,
+        predicted: torch.Tensor | None,
+        change: Rows,
+        start: int,
+    ) -> None:
         if self._undo == "residue":
-            blob: bytes | memoryview = encode(rows, result, change.predict(result, start))
+            known = change.predict(result, start) if predicted is None else predicted
+            blob: bytes | memoryview = encode(rows, result, known)
         elif self._undo == "copy":
             blob = bytes_of(rows)
         else:

@@ -27,6 +27,8 @@ BLOCK = 1 << 20
 class Rows(Protocol):
     """A change of one stored matrix; see `surgery.operation.change.Change`."""
 
+    is_sum: bool
+
     def merge(
         self, weight: torch.Tensor, start: int, correct: bool = True, out: torch.Tensor | None = None
     ) -> torch.Tensor: ...
@@ -166,6 +168,8 @@ def _parameter_shape(unit: Unit) -> tuple[int, tuple[int, int]]:
 
 class _Unknown:
     """What is known of a merge without the base, where adapters are not said by factors: nothing."""
+
+    is_sum = False
 
     def merge(
         self, weight: torch.Tensor, start: int, correct: bool = True, out: torch.Tensor | None = None
