@@ -31,7 +31,7 @@ SHAPES = {
 }  # fmt: skip
 
 
-def make(folder: Path, size: float, ratio: float = 1e-2) -> None:
+def make(folder: Path, size: float, ratio: float = 1e-2) -> None:  # noqa: C901 - one checkpoint, told from top to bottom
     """Write base, and PEFT adapters of rank 16 on q and v, and on all projections."""
     import torch
     from safetensors.torch import save_file
@@ -49,7 +49,7 @@ def make(folder: Path, size: float, ratio: float = 1e-2) -> None:
     held |= {"lm_head.weight": normal(32000, WIDTH).bfloat16(), "model.norm.weight": torch.ones(WIDTH).bfloat16()}
     shards: list[dict[str, torch.Tensor]] = [held]
     adapters: dict[str, dict[str, torch.Tensor]] = {"qv": {}, "all": {}}
-    files: dict[str, int] = {name: 0 for name in held}
+    files: dict[str, int] = dict.fromkeys(held, 0)
 
     def flush() -> None:
         save_file(shards[-1], base / f"part-{len(shards)}.safetensors", metadata={"format": "pt"})
@@ -67,7 +67,10 @@ def make(folder: Path, size: float, ratio: float = 1e-2) -> None:
             down, up = normal(16, columns, std=std), normal(rows, 16, std=std)
             for which, chosen in adapters.items():
                 if which == "all" or path.endswith(("q_proj", "v_proj")):
-                    chosen |= {f"base_model.model.{path}.lora_A.weight": down, f"base_model.model.{path}.lora_B.weight": up}
+                    chosen |= {
+                        f"base_model.model.{path}.lora_A.weight": down,
+                        f"base_model.model.{path}.lora_B.weight": up,
+                    }
         for norm in ("input_layernorm", "post_attention_layernorm"):
             shards[-1][f"model.layers.{layer}.{norm}.weight"] = torch.ones(WIDTH).bfloat16()
     flush()

@@ -135,10 +135,7 @@ class Stream:
         for piece in unit.pieces:
             told_of = self._source.told_of(piece)
             is_changed = told_of is not None and told_of.at >= 0
-            if new or is_changed:
-                record = self._compute(piece, old, new, tally, whole)
-            else:
-                record = self._copy(piece, whole)
+            record = self._compute(piece, old, new, tally, whole) if new or is_changed else self._copy(piece, whole)
             if told_of is not None:
                 self._refuse_drift(piece, told_of, record)
             with self._guard:

@@ -59,9 +59,9 @@ def train(
         str,
         typer.Option(
             "--keep",
-            metavar="<ram|disk|residue|none>",
+            metavar="KEEP",
             callback=_keep,
-            help="Where originals are while merged: in memory, on disk, as residues, or nowhere.",
+            help="Where originals are while merged: ram, disk, residue or none.",
         ),
     ] = "ram",
 ) -> None:

@@ -1,4 +1,4 @@
-"""`surgery verify`: is a checkpoint what it is said to be?"""
+"""`surgery verify`: whether a checkpoint is what it is said to be."""
 
 from __future__ import annotations
 

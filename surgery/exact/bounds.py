@@ -57,7 +57,8 @@ class Approximation:
 
     def error(self, unit: float, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """Return how far a product of these norms can be off where arithmetic has the unit roundoff `unit`."""
-        return rows * columns * ((self.length + 4) * unit * _SLACK)
+        bound: torch.Tensor = rows * columns * ((self.length + 4) * unit * _SLACK)
+        return bound
 
     @cached_property
     def largest_column(self) -> torch.Tensor:
@@ -78,7 +79,8 @@ class Approximation:
         """Return the error (out, 1) of the float64 product, in float64; above 0 where a row of `up` is not zero."""
         error = self.error(2.0**-53, self.row_norm, self.largest_column)
         # A zero that comes out of nothing but zeros may have to be -0: it must stay undecided.
-        return (error + self.row_norm.sign() * 2.0**-1000).unsqueeze(1)
+        bound: torch.Tensor = error + self.row_norm.sign() * 2.0**-1000
+        return bound.unsqueeze(1)
 
     @cached_property
     def down_rows(self) -> torch.Tensor:
@@ -96,8 +98,8 @@ class Approximation:
     ) -> tuple[list[float], list[bool]]:
         """Return base[i] + the exact sum at (rows[i], columns[i]), as float64; and where exactly zero is added.
 
-        With `odd` what is not a float64 is rounded to the neighbour with an odd last bit, so that rounding once more, to
-        fewer bits, is right; otherwise to the nearest.
+        With `odd` what is not a float64 is rounded to the neighbour with an odd last bit, so that rounding once more,
+        to fewer bits, is right; otherwise to the nearest.
 
         Every term is split into numbers of float64 without a rounding, and `math.fsum` rounds their sum once.
         """

@@ -79,27 +79,6 @@ class Candidates:
         rest = ~may_be
         return Candidates(guess, self.places[rest], self.first[rest], self.widths[rest], self.counts[rest])
 
-    def filled(self, ranks: Ints) -> Ints:
-        """Return patterns with the candidate `ranks` (m) at each place."""
-        result = self.guess.copy()
-        result[self.places] = self.chosen(ranks)
-        return result
-
-    def chosen(self, ranks: Ints) -> Ints:
-        """Return patterns (m) of the candidate `ranks` at the places."""
-        return _order(self.first + ranks, self.guess.dtype.itemsize).astype(self.guess.dtype)
-
-    def zeros(self) -> Candidates:
-        """Return the same with zero as the likeliest original of every element that may have been zero.
-
-        Pruned and ternary weights are zero far more often than their neighbours among the numbers.
-        """
-        may_be = (self.first <= 0) & (self.first + self.counts > 0)
-        guess = self.guess.copy()
-        guess[self.places[may_be]] = 0
-        rest = ~may_be
-        return Candidates(guess, self.places[rest], self.first[rest], self.widths[rest], self.counts[rest])
-
     def ranks(self, original: Ints) -> Ints:
         """Return which candidate each place of `original` (n) patterns is; 0 where it is none of them."""
         ranks = _order(original[self.places].astype(np.int64), original.dtype.itemsize) - self.first
@@ -163,6 +142,9 @@ def _likeliest(merged: torch.Tensor, delta: torch.Tensor) -> tuple[Ints, Ints]:
             np.subtract(np.maximum(below, 1, out=below), 1, out=below)
             np.bitwise_and(below, kind(mask), out=below)
             np.greater(np.bitwise_and(own[part], kind(mask), out=mine), below, out=flags[part])
+            if merged.element_size() == 1:
+                # Normal weights become zero, of either sign, so often that the sign is worth a bit.
+                flags[part] |= guess[part] == 0
     return guess, np.flatnonzero(flags)
 
 

@@ -87,7 +87,8 @@ def check_product(up: torch.Tensor, down: torch.Tensor, product: torch.Tensor, g
     rows, columns = _lowest(up, 1), _lowest(down, 0)
     units = torch.ldexp(torch.ldexp(product, -rows), -columns)
     # What is off the grid is wrong, and no integer: it must not be cut to one.
-    is_right = bool((units == units.round()).all()) and bool((units.abs() < 2.0**62).all())
+    is_whole = (units == units.round()) & (units.abs() < 2.0**62) & ((units == 0) == (product == 0))
+    is_right = bool(is_whole.all())
     for _ in range(2 if is_right else 0):
         vector = torch.randint(-(2**63), 2**63 - 1, (down.shape[1],), generator=generator).numpy()
         inner = _apply(torch.ldexp(down, -columns), vector)

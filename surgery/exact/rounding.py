@@ -43,8 +43,8 @@ class Format:
 
 
 _FORMATS = {
-    format.dtype: format
-    for format in (
+    one.dtype: one
+    for one in (
         Format(torch.float32, 1, 2.0**128 - 2.0**103, 0x7F800000),
         Format(torch.bfloat16, 2, 2.0**128 - 2.0**119, 0x7F80),
         Format(torch.float16, 3, 65520.0, 0x7C00),

@@ -33,7 +33,7 @@ def settle(
     """
     width = weight.shape[1]
     own_bits, out_bits = integers(weight).view(-1), integers(out).view(-1)
-    for chosen in indices.split(_AT_ONCE):
+    for chosen in torch.split(indices, _AT_ONCE):
         rows, columns = chosen // width + start, chosen % width
         own = own_bits[chosen]
         base = own.view(form.dtype).double()

@@ -22,9 +22,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def test_round_trip_and_equality_with_memory(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
     base, merged, back, want = (tmp_path / name for name in ("base", "merged", "back", "want"))
     name, _, tied = family.partition("-")
-    op = saved(
-        base_of(base, name, dtype, **({"tie_word_embeddings": True} if tied else {})), tmp_path / "adapter"
-    )
+    op = saved(base_of(base, name, dtype, **({"tie_word_embeddings": True} if tied else {})), tmp_path / "adapter")
     assert len(list(base.glob("*.safetensors"))) > 1
     report = merge_checkpoint(base, tmp_path / "adapter", merged, registry=REGISTRY)
     assert not report.was_done
@@ -91,7 +89,9 @@ def test_equal_bytes_whatever_the_threads(tmp_path: Path) -> None:
     saved(base_of(base, "MixtralForCausalLM", torch.float32), tmp_path / "adapter")
     for jobs in (1, 4):
         merge_checkpoint(base, tmp_path / "adapter", tmp_path / f"jobs-{jobs}", jobs=jobs, registry=REGISTRY)
-    one, four = ({p.name: p.read_bytes() for p in (tmp_path / f"jobs-{jobs}").rglob("*") if p.is_file()} for jobs in (1, 4))
+    one, four = (
+        {p.name: p.read_bytes() for p in (tmp_path / f"jobs-{jobs}").rglob("*") if p.is_file()} for jobs in (1, 4)
+    )
     assert one == four
 
 
@@ -109,7 +109,9 @@ def test_base_models_are_found_under_their_prefix(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     base, short = tmp_path / "base", tmp_path / "short"
-    saved(base_of(base, "GPT2LMHeadModel", torch.float32, "1GB"), tmp_path / "adapter", {"role": r"attention\..*", **LORA})
+    saved(
+        base_of(base, "GPT2LMHeadModel", torch.float32, "1GB"), tmp_path / "adapter", {"role": r"attention\..*", **LORA}
+    )
     shutil.copytree(base, short)
     held = {name.removeprefix("transformer."): tensor for name, tensor in load_file(base / "model.safetensors").items()}
     save_file(held, short / "model.safetensors", metadata={"format": "pt"})

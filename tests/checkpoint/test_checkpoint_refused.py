@@ -190,8 +190,6 @@ def test_an_output_that_exists_is_left_alone(world: Path) -> None:
 
 def test_weights_are_for_adapters_that_add(world: Path) -> None:
     with pytest.raises(StateError, match="cannot be weighted|that add can be weighted"):
-        merge_checkpoint(
-            world / "base", world / "notes", world / "out", weights={"notes": 0.5}, registry=REGISTRY
-        )
+        merge_checkpoint(world / "base", world / "notes", world / "out", weights={"notes": 0.5}, registry=REGISTRY)
     with pytest.raises(StateError, match="which is not merged"):
         merge_checkpoint(world / "base", world / "notes", world / "out", weights={"other": 0.5}, registry=REGISTRY)

@@ -19,7 +19,7 @@ FORMATS = {
 VIEWS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class Overflow(Exception):
+class OverflowingError(Exception):
     """A finite weight has no finite result."""
 
 
@@ -36,7 +36,7 @@ def rounded(value: Fraction, dtype: torch.dtype) -> Fraction:
         count += 1
     result = count * unit
     if result > largest:
-        raise Overflow
+        raise OverflowingError
     return result if value >= 0 else -result
 
 
@@ -56,7 +56,7 @@ def delta_at(products: Sequence, row: int, column: int) -> Fraction:
 
 
 def merged(weight: torch.Tensor, products: Sequence) -> torch.Tensor:
-    """Return the correctly rounded sum, bit patterns and all; raise Overflow where there is none."""
+    """Return the correctly rounded sum, bit patterns and all; raise OverflowingError where there is none."""
     result = weight.clone()
     patterns, values = weight.view(VIEWS[weight.element_size()]), weight.double()
     out = result.view(patterns.dtype)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import VIEWS, Overflow, delta_at, merged
+from oracle import VIEWS, OverflowingError, delta_at, merged
 
 from surgery.errors import StateError
 from surgery.exact import Delta, Product, merge_block, round_once, same_bits
@@ -69,7 +69,7 @@ def test_every_element_is_the_correct_rounding(case) -> None:
     before = weight.clone()
     try:
         expected = merged(weight, products)
-    except Overflow:
+    except OverflowingError:
         with pytest.raises(StateError, match="NaN or inf"):
             merge_block(weight, delta, 0)
     else:
@@ -96,7 +96,10 @@ def test_near_ties_round_to_the_nearer_side(dtype: torch.dtype) -> None:
     """W + delta is a midpoint, or off by much less than float32 (or float64) can tell: double rounding goes wrong."""
     half = torch.finfo(dtype).eps / 2
     for offset in (0.0, 2.0**-60, -(2.0**-60), 2.0**-30, -(2.0**-30)):
-        up, down = torch.tensor([[half, 1.0]], dtype=torch.float64), torch.tensor([[1.0], [offset]], dtype=torch.float64)
+        up, down = (
+            torch.tensor([[half, 1.0]], dtype=torch.float64),
+            torch.tensor([[1.0], [offset]], dtype=torch.float64),
+        )
         for base in (1.0, 1.0 + 2 * half, -1.0):
             weight = torch.tensor([[base]], dtype=dtype)
             products = [(up, down, 1.0)]
