@@ -30,7 +30,7 @@ class Reserve:
             free = self._disk.free(self._folder)
         if free < 0:
             raise DiskError("the file system is read-only", str(self._where), "choose another folder")
-        if free < size:
+        if free + self._left < size:
             what = f"the disk has {_bytes(free)} free, and {_bytes(size)} are needed"
             raise DiskError(what, str(self._where), "free some space, or choose another disk; nothing was written")
         with told(self._where, "nothing was written"):

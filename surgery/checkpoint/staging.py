@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import stat
+import threading
 from pathlib import Path
 
 from surgery.checkpoint.copying import write_bytes
@@ -32,6 +33,7 @@ class Staging:
         self._folders: dict[tuple[str, ...], int] = {}
         self._open: dict[StagedFile, tuple[int, str, int]] = {}
         self._reserve = Reserve(disk, inside, path)
+        self._guard = threading.RLock()  # shards may be written by a thread each
         self._token, self._count = disk.token(), 0
         self.moves: dict[str, Move] = {}
 
@@ -40,6 +42,10 @@ class Staging:
 
     def create(self, name: str, size: int, *, digest: bool) -> StagedFile:
         """`Transaction.create`."""
+        with self._guard:
+            return self._create(name, size, digest)
+
+    def _create(self, name: str, size: int, digest: bool) -> StagedFile:
         where = self._path / name
         *folders, plain = check_name(name, str(self._path), nested=self._over is None)
         self.refuse_again(name)
@@ -91,13 +97,14 @@ class Staging:
 
     def _left(self, file: StagedFile, is_whole: bool) -> None:
         """A file's block was left."""
-        handle, staged, folder = self._open.pop(file)
-        self._disk.close(handle)
-        if is_whole:
-            self.moves[file.name] = Move(file.name, staged, file.size, file.sha256 or "")
-        else:
-            with contextlib.suppress(OSError):
-                self._disk.unlink(folder, staged)
+        with self._guard:
+            handle, staged, folder = self._open.pop(file)
+            self._disk.close(handle)
+            if is_whole:
+                self.moves[file.name] = Move(file.name, staged, file.size, file.sha256 or "")
+            else:
+                with contextlib.suppress(OSError):
+                    self._disk.unlink(folder, staged)
 
     def refuse_open(self) -> None:
         """Before the commit, every file must be complete."""

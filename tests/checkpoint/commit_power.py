@@ -7,8 +7,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from commit_disks import CHANGES, MemoryDisk, reborn, tree
+from commit_disks import CHANGES
 from commit_jobs import OUT, prepare, without_receipt
+from memory_disk import MemoryDisk, reborn, tree
 
 from surgery.checkpoint import RECEIPT, recover
 from surgery.errors import SurgeryError

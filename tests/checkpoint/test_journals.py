@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from commit_disks import HookedMemory, Killed, MemoryDisk, Node
+from commit_disks import HookedMemory, Killed
 from commit_jobs import NEW, OLD, OUT, merge, prepare, without_receipt
 from commit_power import content
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory_disk import MemoryDisk, Node
 
 from surgery.checkpoint import RECEIPT, recover
 from surgery.checkpoint.journal import _HEAD, Journal, Move, _seal

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commit_disks import CHANGES, Hooked, HookedMemory, Killed, MemoryDisk
+from commit_disks import CHANGES, Hooked, HookedMemory, Killed
 from commit_jobs import FRESH, NEW, OLD, OUT, build, merge, prepare, without_receipt
 from commit_power import content
+from memory_disk import MemoryDisk
 
 from surgery.checkpoint import RECEIPT, Disk, consistent, recover
 from surgery.errors import DiskError, SurgeryError

@@ -10,12 +10,13 @@ import struct
 from pathlib import Path
 
 import pytest
-from commit_disks import CHANGES, Hooked, HookedMemory, Killed, MemoryDisk, Node, reborn
+from commit_disks import CHANGES, Hooked, HookedMemory, Killed
 from commit_jobs import OLD, OUT, SHARDS, prepare, without_receipt
 from commit_jobs import read as read_file
 from commit_power import Explorer, Recording, content
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory_disk import MemoryDisk, Node, reborn
 
 from surgery.checkpoint import Disk, Transaction, consistent, patching, recover
 from surgery.checkpoint.names import WORK

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
-from commit_disks import Node
-from commit_jobs import FRESH, NEW, OLD, OUT, build, merge, prepare
+from commit_disks import HookedMemory, Killed
+from commit_jobs import FRESH, NEW, OLD, OUT, build, merge, prepare, without_receipt
 from commit_power import Explorer, Job, Recording, content
+from memory_disk import Node
 
 from surgery.checkpoint import RECEIPT, recover
 
@@ -43,6 +44,35 @@ def test_a_journal_does_not_come_back_to_files_that_others_changed(ordered: bool
     for state in disk.after_power_cut(random.Random(0), 8):
         recover(OUT, disk=state)
         assert content(state)["a.safetensors"] == b"edited since"
+
+
+@MODELS
+@pytest.mark.parametrize("mode", JOBS)
+def test_what_is_told_as_done_before_is_durable(mode: str, ordered: bool) -> None:
+    """Killed at each call, run again, and then the power goes: what the second run said of the first one stays true."""
+    job, before, after = JOBS[mode]
+    told = 0
+    for n in range(100):
+        disk = HookedMemory(ordered)
+        prepare(disk, files=before or None)
+        disk.all_durable().calls.clear()
+
+        def strike(at: int, now: str, _name: str, n: int = n) -> None:
+            if at == n and now == "after":
+                raise Killed
+
+        disk.strike = strike
+        try:
+            job(disk)
+            break
+        except Killed:
+            disk.bury()
+        disk.dead, disk.strike = False, lambda _n, _phase, _name: None
+        told += not job(disk)
+        for state in disk.after_power_cut(random.Random(0), 4):
+            recover(OUT, disk=state)
+            assert without_receipt(content(state)) == after
+    assert told
 
 
 @MODELS
