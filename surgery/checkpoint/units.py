@@ -20,7 +20,7 @@ from surgery.planning.checkpoint import Piece
 
 __all__ = ["BLOCK", "Block", "Rows", "Unit", "blocks_of", "changes_for", "units_of"]
 
-BLOCK = 1 << 20
+BLOCK = 1 << 19
 """Elements of a row block: residues are encoded by blocks, so this is part of the format of receipts."""
 
 
