@@ -36,7 +36,7 @@ _UNDO = ("residue", "file", "copy", "none")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
-def merge_checkpoint(  # noqa: PLR0913 - one for each choice of a merge
+def merge_checkpoint(  # noqa: PLR0913 - everything after the star is optional or named
     base: str | Path,
     adapters: str | Path | Sequence[str | Path] | Mapping[str, str | Path],
     out: str | Path,
@@ -93,7 +93,7 @@ def merge_checkpoint(  # noqa: PLR0913 - one for each choice of a merge
         )
 
 
-def unmerge_checkpoint(  # noqa: PLR0913 - one for each choice of the way back
+def unmerge_checkpoint(  # noqa: PLR0913 - everything after the star is optional or named
     merged: str | Path,
     out: str | Path,
     *,
@@ -174,7 +174,7 @@ def opened(folder: Path, registry: Registry) -> Iterator[tuple[Source, list[Save
 def _refuse_changed(
     folder: Path, files: Mapping[str, Mapping[str, object]], record: MergedRecord, weights: Weights
 ) -> None:
-    """Everything that the way back needs is what the receipt says, but for weights, which are hashed as they pass."""
+    """Compare what the way back needs with the receipt, apart from weights, which are hashed as they pass."""
     if {name: head.sha256 for name, head in weights.heads.items()} != dict(record.heads):
         hint = "restore the files from a copy, or merge into the base again"
         raise DriftError("the headers of the weight files were changed since they were merged", str(folder), hint)
@@ -231,7 +231,7 @@ def _refuse_twice(old: Sequence[SavedAdapter], new: Sequence[SavedAdapter]) -> N
         seen[one.digest] = one
 
 
-def _pass(  # noqa: PLR0913 - all that one pass over a checkpoint takes
+def _pass(  # noqa: PLR0913 - everything after the star is optional or named
     source: Source,
     old: Sequence[SavedAdapter],
     new: Sequence[SavedAdapter],

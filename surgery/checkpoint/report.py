@@ -14,6 +14,9 @@ from surgery.operation import MergeRecord
 
 __all__ = ["CheckpointReport", "Tally"]
 
+_IN_CACHE = 1 << 16
+"""Elements whose intermediate results stay in a core's own cache."""
+
 
 @dataclass
 class Tally:
@@ -29,20 +32,30 @@ class Tally:
     @torch.no_grad()
     def add(self, old: torch.Tensor, new: torch.Tensor, delta: torch.Tensor) -> None:
         """Count a block: base, merged, and what was to be added (float64)."""
+        flat = old.reshape(-1), new.reshape(-1), delta.reshape(-1)
+        for start in range(0, old.numel(), _IN_CACHE):
+            self._add(*(one[start : start + _IN_CACHE] for one in flat))
+
+    def _add(self, old: torch.Tensor, new: torch.Tensor, delta: torch.Tensor) -> None:
         kind = torch.float64 if old.element_size() > 2 else torch.float32
         wide, wanted = old.to(kind), delta.to(kind)
-        if not bool(torch.isfinite(wide).all()):
+        stored = new.to(kind).sub_(wide)
+        base = float(torch.dot(wide, wide))
+        if not math.isfinite(base):  # NaN or infinities of the base pass through; they are left out of the sums
             finite = torch.isfinite(wide)
-            wide, wanted = torch.where(finite, wide, 0), torch.where(finite, wanted, 0)
-            new = torch.where(finite, new.to(kind), 0)
-        stored = new.to(kind) - wide
-        moves = wanted != 0
+            wide, wanted, stored = (torch.where(finite, one, 0) for one in (wide, wanted, stored))
+            base = float(torch.dot(wide, wide))
+        moving = int(torch.count_nonzero(wanted))
+        stuck = old.numel() - int(torch.count_nonzero(stored))
+        if stuck and moving < old.numel():
+            stuck = int(((wanted != 0) & (stored == 0)).sum())
         self.elements += old.numel()
-        self.moving += int(moves.sum())
-        self.stuck += int((moves & (stored == 0)).sum())
-        for name, value in (("base", wide), ("delta", wanted), ("error", stored - wanted)):
-            flat = value.reshape(-1)
-            setattr(self, name, getattr(self, name) + float(torch.dot(flat, flat)))
+        self.moving += moving
+        self.stuck += stuck
+        self.base += base
+        self.delta += float(torch.dot(wanted, wanted))
+        error = stored.sub_(wanted)
+        self.error += float(torch.dot(error, error))
 
     def record(self, name: str) -> MergeRecord:
         """Return the record of the parameter."""

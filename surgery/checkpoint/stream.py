@@ -135,8 +135,7 @@ class Stream:
         for piece in unit.pieces:
             told_of = self._source.told_of(piece)
             is_changed = told_of is not None and told_of.at >= 0
-            is_computed = bool(new) or is_changed
-            record = self._compute(piece, old, new, tally, whole) if is_computed else self._copy(piece, whole)
+            record = self._compute(piece, old, new, tally, whole) if new or is_changed else self._copy(piece, whole)
             if told_of is not None:
                 self._refuse_drift(piece, told_of, record)
             with self._guard:
@@ -215,7 +214,9 @@ class Stream:
                     raise StateError(error.what, where, error.hint) from error
                 added = change.added(rows, result, block.row)
                 tally.add(rows, result, added)
-                self._remember(header.name, rows, result, change, block.row)
+                # What is added by a sum is what is predicted of it.
+                predicted = added if change.is_sum else None
+                self._remember(header.name, rows, result, predicted, change, block.row)
             bits = bytes_of(result)
             after.update(bits)
             file.write_at(header.start + block.offset * dtype.itemsize, bits)
@@ -226,9 +227,18 @@ class Stream:
             raise DriftError(what, f"{header.file}: tensor {header.name!r}", hint)
         return TensorRecord(header.file.name, base.hexdigest(), after.hexdigest(), 0 if new else -1)
 
-    def _remember(self, name: str, rows: torch.Tensor, result: torch.Tensor, change: Rows, start: int) -> None:
+    def _remember(
+        self,
+        name: str,
+        rows: torch.Tensor,
+        result: torch.Tensor,
+        predicted: torch.Tensor | None,
+        change: Rows,
+        start: int,
+    ) -> None:
         if self._undo == "residue":
-            blob: bytes | memoryview = encode(rows, result, change.predict(result, start))
+            known = change.predict(result, start) if predicted is None else predicted
+            blob: bytes | memoryview = encode(rows, result, known)
         elif self._undo == "copy":
             blob = bytes_of(rows)
         else:

@@ -20,12 +20,14 @@ from surgery.planning.checkpoint import Piece
 
 __all__ = ["BLOCK", "Block", "Rows", "Unit", "blocks_of", "changes_for", "units_of"]
 
-BLOCK = 1 << 20
+BLOCK = 1 << 19
 """Elements of a row block: residues are encoded by blocks, so this is part of the format of receipts."""
 
 
 class Rows(Protocol):
     """A change of one stored matrix; see `surgery.operation.change.Change`."""
+
+    is_sum: bool
 
     def merge(
         self, weight: torch.Tensor, start: int, correct: bool = True, out: torch.Tensor | None = None
@@ -166,6 +168,8 @@ def _parameter_shape(unit: Unit) -> tuple[int, tuple[int, int]]:
 
 class _Unknown:
     """What is known of a merge without the base, where adapters are not said by factors: nothing."""
+
+    is_sum = False
 
     def merge(
         self, weight: torch.Tensor, start: int, correct: bool = True, out: torch.Tensor | None = None

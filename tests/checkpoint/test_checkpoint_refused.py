@@ -81,6 +81,21 @@ def test_every_bit_of_one_merged_row_is_noticed(world: Path) -> None:
         refused(DriftError, world, unmerge=True)
 
 
+@pytest.mark.parametrize("undo", ["copy", "file"])
+def test_merged_bits_are_compared_where_the_way_back_does_not_need_them(world: Path, undo: str) -> None:
+    shutil.rmtree(world / "merged")
+    merge_checkpoint(world / "base", world / "notes", world / "merged", undo=undo, registry=REGISTRY)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    held = load_file(world / "merged" / "model.safetensors")
+    bits = held[name].view(torch.int16)
+    bits[0, 0] ^= 1
+    save_file(held, world / "changed", metadata={"format": "pt"})
+    whole, own = (world / "changed").read_bytes(), (world / "merged" / "model.safetensors").read_bytes()
+    size = int.from_bytes(own[:8], "little") + 8
+    (world / "merged" / "model.safetensors").write_bytes(own[:size] + whole[-(len(own) - size) :])
+    assert "the merged weights were changed" in refused(DriftError, world, unmerge=True)
+
+
 def test_another_adapter_in_its_place_is_noticed(world: Path) -> None:
     saved(base_of(world / "again", "LlamaForCausalLM", torch.bfloat16), world / "other", *RULES, seed=5)
     kept = world / "merged" / "surgery" / "adapters" / "notes"

@@ -1,0 +1,69 @@
+"""`surgery merge`, `unmerge`, `verify` and `diff`: answers, JSON and exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from cli_support import Run
+from safetensors.torch import save_file
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "notes").mkdir()
+    generator = torch.Generator().manual_seed(0)
+    held = {f"{name}.weight": torch.randn(8, 8, generator=generator).bfloat16() for name in ("map", "other")}
+    save_file(held, tmp_path / "base" / "model.safetensors")
+    factors = {f"base_model.model.map.lora_{half}.weight": torch.ones(2, 8) / 8 for half in "A"}
+    factors["base_model.model.map.lora_B.weight"] = torch.ones(8, 2) / 8
+    save_file(factors, tmp_path / "notes" / "adapter_model.safetensors")
+    (tmp_path / "notes" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 2}')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_there_and_back(world: Path, invoke: Run) -> None:
+    result = invoke("merge", "base", "notes", "-o", "tuned")
+    assert result.code == 0, result.err
+    assert result.out.startswith("merged notes into")
+    assert "plan: 1 parameters are computed, the rest of 2 tensors in 1 file is copied" in result.err
+    assert "next: surgery verify tuned" in result.err
+    assert "already holds notes" in invoke("merge", "base", "notes", "-o", "tuned").out
+    assert invoke("verify", "tuned", "--base", "base").out.startswith("right: 2 tensors")
+    assert invoke("unmerge", "tuned", "-o", "back", "-q").code == 0
+    assert (world / "back" / "model.safetensors").read_bytes() == (world / "base" / "model.safetensors").read_bytes()
+    assert invoke("diff", "base", "back").out == "the same: all 2 tensors, bit for bit\n"
+    shown = invoke("diff", "base", "tuned").out
+    assert "1 tensors differ, 1 are the same" in shown
+    assert "map.weight" in shown
+
+
+def test_json_holds_every_tensor(world: Path, invoke: Run) -> None:
+    told = json.loads(invoke("merge", "base", "notes", "-o", "tuned", "--json").out)
+    (record,) = told["tensors"]
+    assert record["name"] == "map.weight"
+    assert record["elements"] == 64
+    assert 0 < record["delta_rel"] < 1
+    assert told["adapters"] == ["notes"]
+    found = json.loads(invoke("diff", "base", "tuned", "--json").out)
+    assert [one["name"] for one in found["tensors"]] == ["map.weight"]
+    assert found["tensors"][0]["effective_rank"] >= 1
+
+
+def test_exit_codes(world: Path, invoke: Run) -> None:
+    assert invoke("merge", "base", "nowhere", "-o", "tuned").code == 8
+    assert invoke("merge", "base", "notes", "-o", "tuned", "--undo", "nothing").code == 2
+    assert invoke("merge", "base", "notes", "-o", "tuned", "--weights", "notes").code == 2
+    assert invoke("unmerge", "base", "-o", "out").code == 6
+    assert invoke("merge", "base", "mine=notes", "-o", "tuned", "--weights", "mine=0.5", "-q").code == 0
+    path = world / "tuned" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert invoke("verify", "tuned").code == 7
+    assert invoke("unmerge", "tuned", "-o", "out").code == 7
+    assert not (world / "out").exists()
