@@ -180,13 +180,12 @@ def _compare(registry: Registry, config: Any, class_name: str, coverage: Coverag
     """Hold what is measured against the description, or against what names and shapes say without a measurement."""
     from surgery.planning import inventory
     from surgery.planning.infer import infer
-    from surgery.planning.probe import measure as measured_of
+    from surgery.planning.measured import measured_on_twins
     from surgery.testing.check_measured import contradictions
 
-    twins = next((built for one in registry.models.values() if (built := one.value.twins(config, class_name))), None)
+    twins, found = measured_on_twins(config, class_name, registry)
     if twins is None:
         return
-    found = measured_of(twins)
     taken = inventory(twins.models[0].model, registry)
     declared = registry.architecture(taken.model_type)
     architecture = declared.value if declared else infer(taken).architecture

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from surgery.checkpoint.carried import carried
@@ -262,7 +263,7 @@ def _pass(  # noqa: PLR0913 - everything after the star is optional or named
     units = units_of(weights, old, new)
     with Transaction(out, "new", job=_job(made, weights, going.files)) as tx:
         if tx.done:
-            return _again(plain, tx.receipt or {}, new, weights)
+            return replace(plain, was_done=True)
         if announce is not None:
             announce(Foretold.of(weights, units, jobs or _threads(), going.size))
         tx.reserve(plain.bytes + going.size)
@@ -276,8 +277,8 @@ def _pass(  # noqa: PLR0913 - everything after the star is optional or named
         final = MergedRecord(undo, origin, fast, heads, kept, dict(sorted(stream.records.items())))
         bases = {"tensors": {name: one.base for name, one in sorted(stream.records.items())}, "heads": heads}
         tx.commit({KEY: final.encode()} if new else {"weights": bases})
-        return CheckpointReport(**{**vars(plain), "tensors": stream.reports, "residue_bytes": stream.kept_bytes,
-                                   "seconds": time.monotonic() - begin})  # fmt: skip
+        seconds = time.monotonic() - begin
+        return replace(plain, tensors=stream.reports, residue_bytes=stream.kept_bytes, seconds=seconds)
 
 
 def _threads() -> int:
@@ -294,7 +295,10 @@ def _refuse_other_base(adapters: Sequence[SavedAdapter], found: Mapping[str, str
 
 
 def _job(record: MergedRecord, weights: Weights, going: Sequence[tuple[str, int]]) -> str:
-    """What is done, from what and by what. The base's bits are pinned by fingerprints where adapters have them."""
+    """What is done, from what and by what.
+
+    The base's bits are pinned by the fingerprints of adapters; PEFT's have none: headers and sizes stand for it.
+    """
     facts = {
         **record.encode(),
         "base": "",
@@ -304,10 +308,3 @@ def _job(record: MergedRecord, weights: Weights, going: Sequence[tuple[str, int]
     }
     facts["carried"] = [list(one) for one in going]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=list).encode()).hexdigest()
-
-
-def _again(
-    plain: CheckpointReport, receipt: Mapping[str, object], new: Sequence[SavedAdapter], weights: Weights
-) -> CheckpointReport:
-    """A finished job is not done again. Where nothing pins the base's bits, they are compared with those of then."""
-    return CheckpointReport(**{**vars(plain), "was_done": True})

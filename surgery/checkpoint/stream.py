@@ -23,6 +23,7 @@ from surgery.checkpoint.writing import StagedFile
 from surgery.errors import DriftError, StateError
 from surgery.exact import encode
 from surgery.operation import MergeRecord
+from surgery.operation.bits import as_bytes
 from surgery.planning.checkpoint import Piece
 
 __all__ = ["Stream", "Tell"]
@@ -198,7 +199,7 @@ class Stream:
             if told_of is not None and told_of.at >= 0:
                 before.update(incoming)
                 rows = self._source.restored(piece, block, index, rows, old)
-            bits = bytes_of(rows)
+            bits = as_bytes(rows)
             base.update(bits)
             if whole is not None:
                 whole.update(bits)
@@ -217,7 +218,7 @@ class Stream:
                 # What is added by a sum is what is predicted of it.
                 predicted = added if change.is_sum else None
                 self._remember(header.name, rows, result, predicted, change, block.row)
-            bits = bytes_of(result)
+            bits = as_bytes(result)
             after.update(bits)
             file.write_at(header.start + block.offset * dtype.itemsize, bits)
             self._go_on(size, header.file.name)
@@ -240,7 +241,7 @@ class Stream:
             known = change.predict(result, start) if predicted is None else predicted
             blob: bytes | memoryview = encode(rows, result, known)
         elif self._undo == "copy":
-            blob = bytes_of(rows)
+            blob = as_bytes(rows)
         else:
             return
         with self._guard:
@@ -272,9 +273,3 @@ class Stream:
                 self._done += count
                 if self._tell is not None:
                     self._tell(self._done, self.total, what)
-
-
-def bytes_of(rows: torch.Tensor) -> memoryview:
-    """Return the bytes of contiguous rows: a view."""
-    array: Any = rows.contiguous().flatten().view(torch.uint8).numpy()
-    return memoryview(array)

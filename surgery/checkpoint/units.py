@@ -13,7 +13,7 @@ from surgery.adapter.replacement import ReplacementAdapter
 from surgery.checkpoint.saved import Acts, SavedAdapter
 from surgery.checkpoint.weights import Weights
 from surgery.errors import CheckpointError, StateError
-from surgery.exact import round_once
+from surgery.operation.bits import rounded
 from surgery.operation.change import Change
 from surgery.operation.merge import merged_tensor
 from surgery.planning.checkpoint import Piece
@@ -209,10 +209,7 @@ class _Replaced(_Unknown):
     ) -> torch.Tensor:
         value = self._value[start : start + weight.shape[0]]
         if not self._is_rounded:
-            wide, old = value.double(), weight.double()
-            rounded = round_once(wide, weight.dtype)
-            value = torch.where((wide == old) | (wide.isnan() & old.isnan()), weight, rounded)
-            is_lost = ~torch.isfinite(value.double()) & torch.isfinite(old)
+            value, is_lost = rounded(weight, weight.double(), value.double())
             if bool(is_lost.any()):
                 what = "merging would turn finite weights into NaN or inf"
                 raise StateError(what, hint="nothing was merged; use a wider dtype or repair the adapter")

@@ -67,11 +67,13 @@ class Weights:
         self.headers: dict[str, TensorHeader] = read_checkpoint_headers(folder)
         declared = registry.architecture(str(self.config.get("model_type") or "") or None)
         architecture = declared.value if declared else None
-        found = inventory_of_checkpoint(folder, architecture, self.config)
+        found = inventory_of_checkpoint(folder, architecture, self.config, self.headers)
         self.inventory: Inventory = (
             replace(found, aliases=frozenset(architecture.ties)) if architecture is not None else found
         )
-        self.pieces: dict[str, tuple[Piece, ...]] = pieces_of_checkpoint(folder, architecture, self.config)
+        self.pieces: dict[str, tuple[Piece, ...]] = pieces_of_checkpoint(
+            folder, architecture, self.config, self.headers
+        )
         self.described: Anatomy = anatomy(self.inventory, registry)
         self.heads: dict[str, Head] = {}
 

@@ -13,7 +13,7 @@ import xxhash
 
 from surgery.exact import round_once, same_bits
 
-__all__ = ["Expected", "as_bytes", "checksum", "checksums", "round_once", "same_bits", "sha256"]
+__all__ = ["Expected", "as_bytes", "checksum", "checksums", "round_once", "rounded", "same_bits", "sha256"]
 
 Expected = Future[int]
 """A checksum that may still be on its way."""
@@ -60,6 +60,24 @@ def _sum_all(pairs: Sequence[tuple[Expected, torch.Tensor]]) -> None:
             future.set_result(checksum(tensor))
         except BaseException as error:
             future.set_exception(error)
+
+
+def rounded(weight: torch.Tensor, wide: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (`value` rounded once into the dtype of `weight`, where that loses a number), elementwise.
+
+    Elements that stay where they are keep their very bits, -0 and NaN payloads included. Lost is what was finite, or
+    no NaN, and is not any more.
+
+    Args:
+        weight: the pristine weight.
+        wide: the same in the precision of `value`.
+        value: what it is to be.
+    """
+    is_kept = (value == wide) | (wide.isnan() & value.isnan())
+    result = torch.where(is_kept, weight, round_once(value, weight.dtype))
+    number = result if result.element_size() > 1 else result.to(wide.dtype)  # float8 knows neither question
+    is_lost = (torch.isfinite(wide) & ~torch.isfinite(number)) | (number.isnan() & ~wide.isnan())
+    return result, is_lost
 
 
 def sha256(tensor: torch.Tensor) -> str:

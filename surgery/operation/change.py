@@ -10,10 +10,11 @@ import torch
 from surgery.adapter.factors import Factors
 from surgery.architecture import Site
 from surgery.errors import StateError
-from surgery.exact import Delta, Product, format_of, merge_block, round_once
+from surgery.exact import Delta, Product, format_of, merge_block
+from surgery.operation.bits import rounded
 from surgery.operation.fold import Link
 
-__all__ = ["Change", "Step", "product_of", "steps_of"]
+__all__ = ["Change", "Step", "steps_of"]
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,7 @@ class Change:
         if self.is_sum:
             return merge_block(weight, self._delta, start, correct, out)
         wide, value = weight.double(), self.unrounded(weight, start)
-        rounded = round_once(value, weight.dtype)
-        is_kept = (value == wide) | (wide.isnan() & value.isnan())
-        result = torch.where(is_kept, weight, rounded)
-        is_lost = (torch.isfinite(wide) & ~torch.isfinite(result.double())) | (result.isnan() & ~wide.isnan())
+        result, is_lost = rounded(weight, wide, value)
         lost = is_lost.view(-1).nonzero().view(-1)
         if lost.numel():
             name, place = str(format_of(weight.dtype).dtype).removeprefix("torch."), int(lost[0])
@@ -170,7 +168,7 @@ def _step(site: Site, factors: Factors, index: int, shape: tuple[int, int], weig
         raise StateError("only adapters that add can be weighted, and this one scales", site.key, "leave --weights out")
     if factors.up is None or factors.down is None:
         return Step(tuple(scales))
-    return Step(tuple(scales), product_of(site, replace(factors, scale=factors.scale * weight), index, shape))
+    return Step(tuple(scales), _product_of(site, replace(factors, scale=factors.scale * weight), index, shape))
 
 
 def _placed(vector: torch.Tensor, site: Site, axis: int, shape: tuple[int, int]) -> Scale:
@@ -183,7 +181,7 @@ def _placed(vector: torch.Tensor, site: Site, axis: int, shape: tuple[int, int])
     return Scale(axis, vector.clone(), torch.zeros(shape[1 - axis], dtype=torch.bool).index_fill(0, indices, True))
 
 
-def product_of(site: Site, factors: Factors, index: int, shape: tuple[int, int]) -> Product:
+def _product_of(site: Site, factors: Factors, index: int, shape: tuple[int, int]) -> Product:
     """Return what factors add to one stored matrix, copied: adapters may be trained on while they are merged."""
     assert factors.up is not None
     assert factors.down is not None

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 
 from surgery.errors import PluginError, StateError
-from surgery.operation.bits import round_once
+from surgery.operation.bits import rounded
 from surgery.operation.blame import named
 from surgery.operation.change import Change, steps_of
 from surgery.operation.fold import Link, fold_chain
@@ -80,10 +80,7 @@ def merged_tensor(
     folded = fold_chain(parameter, wide, chain)
     if wide._version != version or folded.dtype != wide.dtype:
         _refuse_fold(name, chain, folded, wide)
-    is_kept = (folded == wide) | (wide.isnan() & folded.isnan())
-    rounded = round_once(folded, pristine.dtype)
-    value = torch.where(is_kept, pristine, rounded)
-    is_lost = (torch.isfinite(wide) & ~torch.isfinite(value)) | (value.isnan() & ~wide.isnan())
+    value, is_lost = rounded(pristine, wide, folded)
     if bool(is_lost.any()):
         raise StateError(
             f"merging would turn finite weights into NaN or inf in {pristine.dtype}",

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from surgery.adapter.factors import Factors
-from surgery.architecture import Site
 from surgery.errors import CheckpointError, DriftError
-from surgery.exact import Delta, decode, encode
+from surgery.exact import decode, encode
 from surgery.operation.bits import Expected, checksum
-from surgery.operation.change import product_of
+from surgery.operation.change import Change, steps_of
 from surgery.operation.fold import Link
 from surgery.operation.originals import Original
 
@@ -25,7 +23,7 @@ _AT_ONCE = 1 << 20
 @dataclass(frozen=True)
 class _Block:
     rows: slice
-    delta: Delta
+    change: Change
     blob: bytes
 
 
@@ -42,7 +40,8 @@ class _Residue(Original):
         try:
             for matrix, merged, blocks in zip(_matrices(result), _matrices(live.cpu()), self._blocks, strict=True):
                 for block in blocks:
-                    matrix[block.rows] = decode(merged[block.rows], _added(block.delta, block.rows, live), block.blob)
+                    new = merged[block.rows]
+                    matrix[block.rows] = decode(new, block.change.predict(new, block.rows.start), block.blob)
         except CheckpointError as error:
             raise DriftError(
                 f"the residue of {self._name} does not fit the merged weight", hint="load the base again"
@@ -66,38 +65,23 @@ def kept_residue(
     """
     if pristine.dim() not in {2, 3} or not pristine.is_floating_point():
         return None
-    added = _factors(parameter, chain)
-    if added is None:
-        return None
     blocks = []
     for index, (old, new) in enumerate(zip(_matrices(pristine.cpu()), _matrices(merged.cpu()), strict=True)):
         shape = (old.shape[0], old.shape[1])
-        delta = Delta([product_of(site, factors, index, shape) for site, factors in added], shape)
+        steps = steps_of(parameter, chain, index, shape)
+        change = Change(steps, shape) if steps is not None else None
+        if change is None or not change.is_sum:
+            return None
         step = max(1, _AT_ONCE // max(1, shape[1]))
         spans = [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
-        blocks.append(
-            tuple(_Block(rows, delta, encode(old[rows], new[rows], _added(delta, rows, old))) for rows in spans)
-        )
+        blocks.append(tuple(_block(rows, change, old, new) for rows in spans))
     return _Residue(name, tuple(blocks), expected)
 
 
-def _factors(parameter: str, chain: Sequence[Link]) -> list[tuple[Site, Factors]] | None:
-    found = []
-    for adapter, site in chain:
-        factors = adapter.factors(parameter)
-        if factors is None or factors.rows is not None or factors.columns is not None:
-            return None
-        if factors.up is None or factors.down is None:
-            return None
-        found.append((site, factors))
-    return found
+def _block(rows: slice, change: Change, old: torch.Tensor, new: torch.Tensor) -> _Block:
+    return _Block(rows, change, encode(old[rows], new[rows], change.predict(new[rows], rows.start)))
 
 
 def _matrices(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     """Yield views of the tensor's matrices as stored: itself, or one for each expert."""
     yield from tensor.detach().unbind() if tensor.dim() == 3 else (tensor.detach(),)
-
-
-def _added(delta: Delta, rows: slice, like: torch.Tensor) -> torch.Tensor:
-    # 16 bits are too coarse to notice what the first slice leaves out.
-    return delta.block(rows.start, rows.stop, correct=like.element_size() > 2)

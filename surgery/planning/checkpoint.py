@@ -25,12 +25,14 @@ _MOST_BESIDE = 1_000
 _NUMBER = r"(0|[1-9][0-9]{0,8})"
 
 
-def inventory_of_checkpoint(folder: Path, architecture: Architecture | None, config: Mapping[str, Any]) -> Inventory:
+_Headers = Mapping[str, TensorHeader]
+
+
+def inventory_of_checkpoint(
+    folder: Path, architecture: Architecture | None, config: Mapping[str, Any], headers: _Headers | None = None
+) -> Inventory:
     """Take the inventory from headers. `architecture` tells names, hosts and ties, which headers do not say."""
-    text = config.get("text_config")
-    settings = {**(text if isinstance(text, dict) else {}), **config}
-    headers = read_checkpoint_headers(folder)
-    _refuse_hostile(headers, folder)
+    headers, settings = _taken(folder, config, headers)
     entries = list(_entries(headers.values(), architecture, settings))
     entries.sort(key=lambda entry: _natural(entry.name))
     names = {entry.name: entry for entry in entries}
@@ -51,6 +53,14 @@ def inventory_of_checkpoint(folder: Path, architecture: Architecture | None, con
     return Inventory(
         str(config.get("model_type") or "") or None, "", "headers", tuple(entries), ties, settings, config or None
     )
+
+
+def _taken(folder: Path, config: Mapping[str, Any], headers: _Headers | None) -> tuple[_Headers, Mapping[str, Any]]:
+    """Return headers, read where they are not given, and the settings of a model and its text part."""
+    text = config.get("text_config")
+    headers = read_checkpoint_headers(folder) if headers is None else headers
+    _refuse_hostile(headers, folder)
+    return headers, {**(text if isinstance(text, dict) else {}), **config}
 
 
 def _shared(
@@ -167,17 +177,14 @@ class Piece:
 
 
 def pieces_of_checkpoint(
-    folder: Path, architecture: Architecture | None, config: Mapping[str, Any]
+    folder: Path, architecture: Architecture | None, config: Mapping[str, Any], headers: _Headers | None = None
 ) -> dict[str, tuple[Piece, ...]]:
     """Return name of a parameter -> the tensors of files that make it up, in the order of its elements.
 
     Raises:
         CheckpointError: as `inventory_of_checkpoint`.
     """
-    text = config.get("text_config")
-    settings = {**(text if isinstance(text, dict) else {}), **config}
-    headers = read_checkpoint_headers(folder)
-    _refuse_hostile(headers, folder)
+    headers, settings = _taken(folder, config, headers)
     found = {}
     for name, pieces in _located(headers.values(), architecture, settings).items():
         _joined(name, pieces)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from surgery.architecture import Architecture, Slice
 from surgery.architecture.architecture import Paths
 from surgery.planning.inventory import Inventory, ParameterEntry
-from surgery.planning.names import FUSED, IN_LAYERS, OUTSIDE, named
+from surgery.planning.names import FUSED, IN_LAYERS, OUTSIDE, named, splits
 from surgery.planning.shapes import LATENT_ROLES, Weight, checked, is_latent, latent_parts
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class _Stacks:
         self._layers: dict[str, dict[tuple[int, ...], list[tuple[str, ParameterEntry]]]] = {}
         candidates: dict[str, list[tuple[tuple[int, ...], str, ParameterEntry]]] = defaultdict(list)
         for entry in entries:
-            for path, index, inside in _splits(entry.path):
+            for path, index, inside in splits(entry.path):
                 candidates[path].append((index, inside, entry))
         for path in sorted(candidates, key=lambda path: (path.count(".*."), path)):
             is_inner = any(re.match(re.escape(outer) + r"\.\*\.", path) for outer in self._layers)
@@ -161,18 +161,7 @@ class _Stacks:
         return [self._layers[path][index] for index in sorted(self._layers[path])]
 
     def holds(self, entry: ParameterEntry) -> bool:
-        return any(path in self._layers for path, _, _ in _splits(entry.path))
-
-
-def _splits(path: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
-    """Yield (path of the list with stars for outer numbers, indices, path inside) for each number in a path."""
-    dotted = f".{path}."
-    numbers = list(re.finditer(r"(?<=\.)\d+(?=\.)", dotted))
-    for count, number in enumerate(numbers, 1):
-        outer = re.sub(r"(?<=\.)\d+(?=\.)", "*", dotted[: number.start()]).strip(".")
-        inside = dotted[number.end() :].strip(".")
-        if outer and inside:
-            yield outer, tuple(int(one[0]) for one in numbers[:count]), inside
+        return any(path in self._layers for path, _, _ in splits(entry.path))
 
 
 def _suggests(inside: str) -> bool:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from surgery.architecture.roles import OTHER
 from surgery.planning.infer import Inference, infer
 from surgery.planning.inventory import Inventory
+from surgery.planning.names import starred
 from surgery.planning.sites import sites_of
-from surgery.registry import Registry
+from surgery.registry import Registry, Twins
 
 if TYPE_CHECKING:
     from surgery.planning.probe import Finding
 
-__all__ = ["inferred"]
+__all__ = ["inferred", "measured_on_twins"]
 
-_LAYER = re.compile(r"\.\d+\.")
 _KNOWN: dict[str, Mapping[str, Finding]] = {}
 """What was measured in this process, by class, configuration and sources: a plan and an operation ask for the same."""
 
@@ -34,14 +33,13 @@ def inferred(found: Inventory, registry: Registry) -> Inference:
 def _unknown(found: Inventory, inference: Inference) -> frozenset[str]:
     """Return the paths of linear maps in layers that have no role, a star for the layer's number."""
     return frozenset(
-        _LAYER.sub(".*.", f".{site.path}", count=1).removeprefix(".")
+        starred(site.path)
         for site in sites_of(found, inference.architecture)
         if site.role.startswith(OTHER)
         and site.parameter == "weight"
         and len(site.shape) == 2
         and site.host in ("linear", "conv1d")
-        and _LAYER.search(f".{site.path}.")
-    )
+    ) - {""}
 
 
 def _measured(found: Inventory, registry: Registry, wanted: frozenset[str]) -> Mapping[str, Finding]:
@@ -51,16 +49,28 @@ def _measured(found: Inventory, registry: Registry, wanted: frozenset[str]) -> M
     table = config.to_dict() if hasattr(config, "to_dict") else config
     key = json.dumps([found.class_name, table, *registry.models], sort_keys=True, default=str)
     if key not in _KNOWN:
-        import torch  # only here, as `measure`: few models need it
-
-        from surgery.planning.probe import measure
-
-        _KNOWN[key] = {}
-        # What is measured must not depend on the modes that the caller is in.
-        with torch.inference_mode(mode=False), torch.device("cpu"):
-            for source in registry.models.values():
-                twins = source.value.twins(config, found.class_name)
-                if twins is not None:
-                    _KNOWN[key] = measure(twins, wanted)
-                    break
+        _KNOWN[key] = measured_on_twins(config, found.class_name, registry, wanted)[1]
     return _KNOWN[key]
+
+
+def measured_on_twins(
+    config: Any, class_name: str, registry: Registry, wanted: Collection[str] | None = None
+) -> tuple[Twins | None, Mapping[str, Finding]]:
+    """Have small models built and measured; return them, None where no source can, and what was measured.
+
+    Args:
+        config, class_name: see `ModelSource.twins`.
+        registry: the sources that are asked.
+        wanted: see `surgery.planning.probe.measure`.
+    """
+    import torch  # only here, as `measure`: few models need it
+
+    from surgery.planning.probe import measure
+
+    # What is measured must not depend on the modes that the caller is in.
+    with torch.inference_mode(mode=False), torch.device("cpu"):
+        for source in registry.models.values():
+            twins = source.value.twins(config, class_name)
+            if twins is not None:
+                return twins, measure(twins, wanted)
+    return None, {}

@@ -7,9 +7,10 @@ checked by shape afterwards (`surgery.planning.infer`); a name alone is a guess.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["FUSED", "IN_LAYERS", "OUTSIDE", "Fused", "named"]
+__all__ = ["FUSED", "IN_LAYERS", "OUTSIDE", "Fused", "named", "splits", "starred"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,3 +127,20 @@ OUTSIDE: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 def named(path: str, table: tuple[tuple[re.Pattern[str], str], ...]) -> str | None:
     """Return the role that the first matching pattern gives `path`, or None."""
     return next((role for pattern, role in table if pattern.fullmatch(path)), None)
+
+
+def splits(path: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """Yield (path of the list with stars for outer numbers, indices, path inside) for each number in a path."""
+    dotted = f".{path}."
+    numbers = list(re.finditer(r"(?<=\.)\d+(?=\.)", dotted))
+    for count, number in enumerate(numbers, 1):
+        outer = re.sub(r"(?<=\.)\d+(?=\.)", "*", dotted[: number.start()]).strip(".")
+        inside = dotted[number.end() :].strip(".")
+        if outer and inside:
+            yield outer, tuple(int(one[0]) for one in numbers[:count]), inside
+
+
+def starred(path: str) -> str:
+    """Return a path in a layer with a star for the layer's number, the first in it; "" outside of layers."""
+    outer, _, inside = next(splits(path), ("", (), ""))
+    return f"{outer}.*.{inside}" if outer else ""

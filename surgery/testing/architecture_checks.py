@@ -6,7 +6,7 @@ import copy
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from surgery.testing.spared import spared
 from surgery.testing.state import assert_same_state, model_state
 from surgery.testing.tiny import Tiny
 
-__all__ = ["BOUND", "CHECKS", "Finding", "agree_between_heads", "examine", "outputs_of"]
+__all__ = ["BOUND", "CHECKS", "Finding", "agree_between_heads", "examine", "moved_by_merging", "outputs_of"]
 
 BOUND = 1e-3
 """How far merged outputs may be from operated ones in float32, of the largest: they are rounded in other places."""
@@ -268,15 +268,7 @@ class _Trial:
             if is_probed:
                 self._acts = any(not member.folds for slot in op.body.slots.values() for member in slot.members)
                 self._probe(op)
-            generator = torch.Generator().manual_seed(0)
-            with torch.no_grad():
-                for _, parameter in sorted(op.trainable().items()):
-                    parameter.add_((torch.randn(parameter.shape, generator=generator) * 0.1).to(parameter.dtype))
-                operated = self._outputs()
-                op.merge()
-                merged = self._outputs()
-                op.unmerge()
-        return max((_distance(*pair) for pair in zip(operated, merged, strict=True)), default=0.0)
+            return moved_by_merging(op, self._outputs)
 
     def _probe(self, op: Operation) -> None:
         try:
@@ -286,6 +278,19 @@ class _Trial:
 
     def _outputs(self) -> list[torch.Tensor]:
         return outputs_of(self._tiny.model(*self._tiny.args, **self._tiny.batch))
+
+
+def moved_by_merging(op: Operation, outputs: Callable[[], list[torch.Tensor]]) -> float:
+    """Give the adapters other values, merge and unmerge; return how far outputs move with the merge, of the largest."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _, parameter in sorted(op.trainable().items()):
+            parameter.add_((torch.randn(parameter.shape, generator=generator) * 0.1).to(parameter.dtype))
+        operated = outputs()
+        op.merge()
+        merged = outputs()
+        op.unmerge()
+    return max((_distance(*pair) for pair in zip(operated, merged, strict=True)), default=0.0)
 
 
 def _distance(live: torch.Tensor, folded: torch.Tensor) -> float:

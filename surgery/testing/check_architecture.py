@@ -16,7 +16,7 @@ from surgery.planning import inventory, plan, sites
 from surgery.planning.sites import plain_names
 from surgery.registry import Provenance, Registered, Registry, load_registry
 from surgery.spec import Rule, Spec
-from surgery.testing.architecture_checks import BOUND, outputs_of
+from surgery.testing.architecture_checks import BOUND, moved_by_merging, outputs_of
 from surgery.testing.spared import spared
 from surgery.testing.state import assert_same_state, model_state
 
@@ -103,18 +103,9 @@ def _check_round_trip(
     before = model_state(model)
     with operate(model, decided, registry=registry) as op:
         op.probe(*args, **batch)
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for _, parameter in sorted(op.trainable().items()):
-                parameter.add_((torch.randn(parameter.shape, generator=generator) * 0.1).to(parameter.dtype))
-            operated = outputs_of(model(*args, **batch))
-            op.merge()
-            merged = outputs_of(model(*args, **batch))
-            op.unmerge()
-        for live, folded in zip(operated, merged, strict=True):
-            error = float((live - folded).abs().max()) / max(1.0, float(live.abs().max()))
-            assert error <= BOUND, (
-                f"{name} on every site: merging moves outputs by {error:.3g} of the largest. Perhaps a weight is read "
-                "without calling its module: name that module in `uncalled`"
-            )
+        error = moved_by_merging(op, lambda: outputs_of(model(*args, **batch)))
+    assert error <= BOUND, (
+        f"{name} on every site: merging moves outputs by {error:.3g} of the largest. Perhaps a weight is read "
+        "without calling its module: name that module in `uncalled`"
+    )
     assert_same_state(before, model_state(model), f"after {name} on every site, merged and unmerged")

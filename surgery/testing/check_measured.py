@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from surgery.architecture.counts import count_of
 from surgery.errors import Problem, SurgeryError
 from surgery.planning import anatomy, inventory
 from surgery.planning.inventory import Inventory
+from surgery.planning.measured import measured_on_twins
+from surgery.planning.names import starred
 from surgery.planning.sites import sites_of
 from surgery.registry import Registry, Twin, Twins
 from surgery.testing.architecture_checks import Finding
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Contradiction", "compare_with_measured", "contradictions"]
 
-_LAYER = re.compile(r"\.\d+\.")
 _HINT = "read the model's forward: a row of this weight was moved, and this is what moved with it first"
 
 
@@ -51,10 +51,7 @@ def compare_with_measured(kind: str, config: Any, class_name: str, registry: Reg
         class_name: the model's class.
         registry: the description, and the sources of models that are asked for small ones.
     """
-    from surgery.planning.probe import measure
-
-    twins = next((built for one in registry.models.values() if (built := one.value.twins(config, class_name))), None)
-    found = measure(twins) if twins is not None else {}
+    twins, found = measured_on_twins(config, class_name, registry)
     if twins is None or not found:
         return Finding("measure", kind, class_name, skipped="nothing can be measured on small models of this class")
     taken = inventory(twins.models[0].model, registry)
@@ -109,10 +106,10 @@ def _maps(sites: Iterable[Site]) -> dict[str, list[Site]]:
     """Return path with a star -> the sites of the weight in the first layer that has it."""
     first: dict[str, list[Site]] = defaultdict(list)
     for site in sites:
-        if site.parameter == "weight" and site.host in ("linear", "conv1d") and _LAYER.search(f".{site.path}."):
-            path = _LAYER.sub(".*.", f".{site.path}", count=1).removeprefix(".")
-            if not first[path] or first[path][0].path == site.path:
-                first[path].append(site)
+        path = starred(site.path)
+        is_map = path and site.parameter == "weight" and site.host in ("linear", "conv1d")
+        if is_map and (not first[path] or first[path][0].path == site.path):
+            first[path].append(site)
     return first
 
 

@@ -38,13 +38,10 @@ def peft_folder(folder: Path, tensors: dict[str, torch.Tensor], **config: Any) -
 def rounded(value: Fraction, dtype: torch.dtype) -> torch.Tensor:
     """Return the number of `dtype` nearest to a rational, ties to even, from its neighbours alone."""
     guess = torch.tensor(float(value), dtype=torch.float64).to(dtype)
-    near = [guess]
+    upwards, downwards = (torch.tensor(end, dtype=dtype) for end in (math.inf, -math.inf))
+    near = [guess, torch.nextafter(guess, upwards), torch.nextafter(guess, downwards)]
+    near = [one for one in near if bool(torch.isfinite(one))]
     bits = {2: torch.int16, 4: torch.int32}[guess.element_size()]
-    pattern = int(guess.view(bits))
-    for step in (-1, 1):
-        other = torch.tensor(pattern + step, dtype=bits).view(dtype)
-        if bool(torch.isfinite(other)) and (float(other) < 0) == (float(guess) < 0):
-            near.append(other)
     return min(near, key=lambda one: (abs(Fraction(float(one)) - value), int(one.view(bits)) & 1))
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from surgery import Rule, Spec, load_registry, operate, plan
 from surgery.errors import DriftError, SurgeryError
-from surgery.operation import attach, body, host, merge, slot
+from surgery.operation import attach, bits, body, change, host, merge, slot
 from surgery.operation.bits import round_once, same_bits
 from surgery.testing import ToyModel, assert_same_state, check_adapter, model_state, toy_registry
 
@@ -169,7 +169,15 @@ def order_of_merging(patch: Patch) -> None:
 
 
 def round_twice(patch: Patch) -> None:
-    patch.setattr(merge, "round_once", lambda value, dtype: value.to(torch.float32).to(dtype))
+    real = change.merge_block
+
+    def block(weight: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        *others, out = arguments
+        single = real(weight.to(torch.float32), *others, None).to(weight.dtype)
+        return single if out is None else out.copy_(single)
+
+    patch.setattr(change, "merge_block", block)
+    patch.setattr(bits, "round_once", lambda value, dtype: value.to(torch.float32).to(dtype))
 
 
 def forget_negative_zero(patch: Patch) -> None:

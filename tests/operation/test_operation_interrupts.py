@@ -23,7 +23,7 @@ MIX = (
 HELPERS: tuple[tuple[Any, str], ...] = (
     (attach, "_build"), (attach, "canonical_view"), (add, "attach_state"), (add, "_register"), (add, "checksums"),
     (attach, "operated_class"), (host.HostState, "__init__"), (body, "merged_value"), (body, "checksums"), (body, "_point"),
-    (body, "slot_key"), (merge, "fold_chain"), (merge, "round_once"), (merge, "_record"), (fold, "canonical_view"),
+    (body, "slot_key"), (merge, "fold_chain"), (merge, "rounded"), (merge, "_record"), (fold, "canonical_view"),
     (host.HostState, "put"), (host.HostState, "take"), (slot.Slot, "chain"), (slot.Slot, "check"),
     (slot.Slot, "pristine"), (body.Body, "refresh"), (body.Body, "put"), (body.Body, "_refresh_activations"),
     (body.Body, "remember"), (ledger.Ledger, "act"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator
+from typing import TypeAlias
 
 from torch import nn
 
+from surgery.planning.names import splits, starred
 from surgery.planning.probe.conclude import Finding, agreed, roles_of_layer
 from surgery.planning.probe.rows import Bench
 from surgery.planning.probe.watch import is_linear
@@ -14,7 +15,8 @@ from surgery.registry import Twin, Twins
 
 __all__ = ["measure"]
 
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_Layer: TypeAlias = tuple[str, tuple[int, ...]]
+"""Path of a list of layers, and a number in it."""
 
 
 def measure(twins: Twins, wanted: Collection[str] | None = None) -> dict[str, Finding]:
@@ -50,27 +52,22 @@ def _roles(
     bench = Bench(twin.model, twin.batch, names)
     if not bench.runs:
         return
-    layers: dict[tuple[str, str], dict[str, nn.Module]] = {}
+    layers: dict[_Layer, dict[str, nn.Module]] = {}
     for module, name in names.items():
-        number = _NUMBER.search(f".{name}.")
-        if number is not None and number.start() > 1:
-            layer = (name[: max(0, number.start() - 2)], number[0])
+        layer = _layer_of(name)
+        if layer is not None:
             layers.setdefault(layer, {})[name] = module
-    experts = {
-        (name[: max(0, number.start() - 2)], number[0])
-        for name, parameter in twin.model.named_parameters()
-        if parameter.dim() == 3 and (number := _NUMBER.search(f".{name}."))
-    }
+    experts = {_layer_of(name) for name, parameter in twin.model.named_parameters() if parameter.dim() == 3}
     done: set[str] = set()
     for layer in reversed(layers) if from_the_end else layers:
-        inside = {_starred(name, layer) for name in layers[layer]}
+        inside = {starred(name) for name in layers[layer]}
         if not inside <= done and (wanted is None or inside & set(wanted)):
             found = roles_of_layer(bench, layers[layer], layer in experts)
             for name, roles in found.items():
-                yield _starred(name, layer), layers[layer][name], roles
+                yield starred(name), layers[layer][name], roles
             done |= inside
 
 
-def _starred(name: str, layer: tuple[str, str]) -> str:
-    outer, number = layer
-    return f"{outer}.*.{name.removeprefix(f'{outer}.{number}.')}"
+def _layer_of(name: str) -> _Layer | None:
+    found = next(splits(name), None)
+    return found[:2] if found else None
