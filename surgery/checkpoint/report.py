@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from surgery.exact.loops import compiled_for, unsigned
 from surgery.operation import MergeRecord
 
 __all__ = ["CheckpointReport", "Tally"]
@@ -33,6 +35,13 @@ class Tally:
     def add(self, old: torch.Tensor, new: torch.Tensor, delta: torch.Tensor) -> None:
         """Count a block: base, merged, and what was to be added (float64)."""
         flat = old.reshape(-1), new.reshape(-1), delta.reshape(-1)
+        loops = compiled_for(old)
+        if loops is not None:
+            found = np.empty(5)
+            loops.totals(unsigned(flat[0]), unsigned(flat[1]), flat[2].numpy(), found)
+            if np.isfinite(found).all():
+                self._count(old.numel(), *found.tolist())
+                return
         for start in range(0, old.numel(), _IN_CACHE):
             self._add(*(one[start : start + _IN_CACHE] for one in flat))
 
@@ -49,13 +58,17 @@ class Tally:
         stuck = old.numel() - int(torch.count_nonzero(stored))
         if stuck and moving < old.numel():
             stuck = int(((wanted != 0) & (stored == 0)).sum())
-        self.elements += old.numel()
-        self.moving += moving
-        self.stuck += stuck
-        self.base += base
-        self.delta += float(torch.dot(wanted, wanted))
         error = stored.sub_(wanted)
-        self.error += float(torch.dot(error, error))
+        sums = (base, float(torch.dot(wanted, wanted)), float(torch.dot(error, error)))
+        self._count(old.numel(), *sums, moving, stuck)
+
+    def _count(self, elements: int, base: float, delta: float, error: float, moving: float, stuck: float) -> None:
+        self.elements += elements
+        self.base += base
+        self.delta += delta
+        self.error += error
+        self.moving += int(moving)
+        self.stuck += int(stuck)
 
     def record(self, name: str) -> MergeRecord:
         """Return the record of the parameter."""

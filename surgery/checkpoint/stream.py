@@ -167,6 +167,10 @@ class Stream:
             buffers[name] = bytearray(size)
         return buffers[name]
 
+    def _doubles(self, rows: int, columns: int) -> torch.Tensor:
+        buffer = self._buffer("added", rows * columns * 8)
+        return torch.frombuffer(buffer, dtype=torch.float64, count=rows * columns).view(rows, columns)
+
     def _copy(self, piece: Piece, whole: Any) -> TensorRecord:
         header, digest = piece.header, hashlib.sha256()
         file, offset, size = self._files[header.file.name], 0, header.end - header.start
@@ -209,11 +213,11 @@ class Stream:
                 outgoing = memoryview(self._buffer("out", size))[:size]
                 into = as_tensor(outgoing, block, dtype)
                 try:
-                    result = change.merge(rows, block.row, self._correct, into)
+                    added = self._doubles(block.rows, block.columns)
+                    result = change.merge(rows, block.row, self._correct, into, added)
                 except StateError as error:
                     where = f"{header.file.name}: tensor {header.name!r}, {error.where}".removesuffix(", ")
                     raise StateError(error.what, where, error.hint) from error
-                added = change.added(rows, result, block.row)
                 tally.add(rows, result, added)
                 # What is added by a sum is what is predicted of it.
                 predicted = added if change.is_sum else None

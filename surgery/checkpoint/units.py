@@ -20,7 +20,7 @@ from surgery.planning.checkpoint import Piece
 
 __all__ = ["BLOCK", "Block", "Rows", "Unit", "blocks_of", "changes_for", "units_of"]
 
-BLOCK = 1 << 19
+BLOCK = 1 << 20
 """Elements of a row block: residues are encoded by blocks, so this is part of the format of receipts."""
 
 
@@ -30,12 +30,10 @@ class Rows(Protocol):
     is_sum: bool
 
     def merge(
-        self, weight: torch.Tensor, start: int, correct: bool = True, out: torch.Tensor | None = None
+        self, weight: torch.Tensor, start: int, correct: bool, out: torch.Tensor, added: torch.Tensor
     ) -> torch.Tensor: ...
 
     def predict(self, merged: torch.Tensor, start: int) -> torch.Tensor: ...
-
-    def added(self, weight: torch.Tensor, merged: torch.Tensor, start: int) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -172,15 +170,12 @@ class _Unknown:
     is_sum = False
 
     def merge(
-        self, weight: torch.Tensor, start: int, correct: bool = True, out: torch.Tensor | None = None
+        self, weight: torch.Tensor, start: int, correct: bool, out: torch.Tensor, added: torch.Tensor
     ) -> torch.Tensor:
         raise NotImplementedError
 
     def predict(self, merged: torch.Tensor, start: int) -> torch.Tensor:
         return torch.zeros(merged.shape, dtype=torch.float64)
-
-    def added(self, weight: torch.Tensor, merged: torch.Tensor, start: int) -> torch.Tensor:
-        raise NotImplementedError
 
 
 class _Unpredicted(_Unknown):
@@ -190,12 +185,9 @@ class _Unpredicted(_Unknown):
         self._change = change
 
     def merge(
-        self, weight: torch.Tensor, start: int, correct: bool = True, out: torch.Tensor | None = None
+        self, weight: torch.Tensor, start: int, correct: bool, out: torch.Tensor, added: torch.Tensor
     ) -> torch.Tensor:
-        return self._change.merge(weight, start, correct, out)
-
-    def added(self, weight: torch.Tensor, merged: torch.Tensor, start: int) -> torch.Tensor:
-        return self._change.added(weight, merged, start)
+        return self._change.merge(weight, start, correct, out, added)
 
 
 class _Replaced(_Unknown):
@@ -205,16 +197,13 @@ class _Replaced(_Unknown):
         self._value, self._is_rounded = value, is_rounded
 
     def merge(
-        self, weight: torch.Tensor, start: int, correct: bool = True, out: torch.Tensor | None = None
+        self, weight: torch.Tensor, start: int, correct: bool, out: torch.Tensor, added: torch.Tensor
     ) -> torch.Tensor:
         value = self._value[start : start + weight.shape[0]]
+        torch.sub(value.double(), weight.double(), out=added)
         if not self._is_rounded:
             value, is_lost = rounded(weight, weight.double(), value.double())
             if bool(is_lost.any()):
                 what = "merging would turn finite weights into NaN or inf"
                 raise StateError(what, hint="nothing was merged; use a wider dtype or repair the adapter")
-        return value if out is None else out.copy_(value)
-
-    def added(self, weight: torch.Tensor, merged: torch.Tensor, start: int) -> torch.Tensor:
-        value = merged if self._is_rounded else self._value[start : start + weight.shape[0]]
-        return value.double() - weight.double()
+        return out.copy_(value)

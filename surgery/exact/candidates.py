@@ -7,12 +7,14 @@ which of them it was. Nothing but single IEEE operations is used: differences an
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from surgery.exact.loops import compiled_for, unsigned
 from surgery.exact.rounding import integers
 from surgery.exact.scratch import scratch
 
@@ -104,6 +106,9 @@ def candidates(merged: torch.Tensor, delta: torch.Tensor) -> Candidates:
     none = np.empty(0, np.int64)
     if not merged.is_floating_point():
         return Candidates(_on_grid(merged, delta), none, none, none, none)
+    loops = compiled_for(merged)
+    if loops is not None:
+        return _compiled(loops, merged.reshape(-1), delta.reshape(-1))
     guess, places = _likeliest(merged.reshape(-1), delta.reshape(-1))
     if not places.size:
         return Candidates(guess, none, none, none, none)
@@ -113,9 +118,27 @@ def candidates(merged: torch.Tensor, delta: torch.Tensor) -> Candidates:
     single = counts == 1
     guess[places[single]] = _order(low[single], guess.dtype.itemsize).astype(guess.dtype)
     many = counts > 1
-    counts = counts[many]
-    widths = np.frexp((counts - 1).astype(np.float64))[1].astype(np.int64)
-    return Candidates(guess, places[many], low[many], widths, counts)
+    return Candidates(guess, places[many], low[many], _widths(counts[many]), counts[many])
+
+
+def _widths(counts: Ints) -> Ints:
+    return np.frexp((counts - 1).astype(np.float64))[1].astype(np.int64)
+
+
+def _compiled(loops: ModuleType, merged: torch.Tensor, delta: torch.Tensor) -> Candidates:
+    """Do as `candidates` does, part by part in compiled passes."""
+    guess, own, wide = np.empty(len(merged), unsigned(merged).dtype), unsigned(merged), delta.contiguous().numpy()
+    found = []
+    for start in range(0, len(guess), _IN_CACHE):
+        part = slice(start, start + _IN_CACHE)
+        size = len(guess[part])
+        flags = scratch("flags", (size,), torch.bool).numpy()
+        places, first, counts = scratch("several", (3, size), torch.int64).numpy()
+        loops.likeliest(own[part], wide[part], guess[part], flags)
+        count = loops.interval(own[part], wide[part], flags, guess[part], places, first, counts)
+        found.append((places[:count] + start, first[:count].copy(), counts[:count].copy()))
+    places, first, counts = (np.concatenate(several) for several in zip(*found, strict=True))
+    return Candidates(guess.view(_SIGNED[guess.dtype.itemsize]), places, first, _widths(counts), counts)
 
 
 def _likeliest(merged: torch.Tensor, delta: torch.Tensor) -> tuple[Ints, Ints]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from typing import Any
 
+import numpy.typing as npt
 import torch
 
 from surgery.errors import StateError
@@ -76,6 +78,37 @@ class Delta:
             part = scratch("slice", (stop - start, self.shape[1]), torch.float64)
             torch.mm(left[start:stop], right, out=part)
             out.add_(part)
+
+    def error(self, *, correct: bool) -> npt.NDArray[Any]:
+        """Return (out), float64: how far elements of each row of `block` may be from the exact sum; 0 for empty rows.
+
+        A row of `up` below 2**e and a column of `down` below 2**f are on grids of 2**(e - beta) and 2**(f - beta). The
+        first slices miss at most half a unit of either in each of the r terms: r * 2**(e + f - beta) together. All
+        slices miss nothing. A product is at most r * 2**(e + f), and each step of summing some of them rounds by at
+        most 2**-53 of that.
+        """
+        return self._whole_error if correct else self._first_error
+
+    @cached_property
+    def _whole_error(self) -> npt.NDArray[Any]:
+        steps = sum(len(cuts.groups) + 2 for cuts in self._all_slices)
+        return self._errors([steps * 2.0**-53] * len(self.products))
+
+    @cached_property
+    def _first_error(self) -> npt.NDArray[Any]:
+        steps = 3 * len(self.products) * 2.0**-53
+        return self._errors([2.0**-cuts.bits + steps for cuts in self._first_slices])
+
+    def _errors(self, units: Iterable[float]) -> npt.NDArray[Any]:
+        total = torch.zeros(self.shape[0], dtype=torch.float64)
+        for product, unit in zip(self.products, units, strict=True):
+            if not product.up.numel() or not product.down.numel():
+                continue
+            rows = product.up.double().abs().amax(1)
+            column = product.down.double().abs().amax()
+            # 2**e is at most twice the largest entry; the last factor covers the roundings of slices and of this line.
+            total += rows * (4.0 * column * abs(product.scale) * product.rank * unit * (1.0 + 2.0**-5))
+        return total.numpy()
 
     @cached_property
     def approximation(self) -> Approximation:

@@ -7,6 +7,7 @@ elements, because both ends of the interval round alike; the rest is computed mo
 from __future__ import annotations
 
 import threading
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,17 @@ import numpy.typing as npt
 import torch
 
 from surgery.exact.bounds import Approximation
-from surgery.exact.rounding import Format, integers
+from surgery.exact.delta import Delta
+from surgery.exact.loops import unsigned
+from surgery.exact.rounding import Format, format_of, integers
+from surgery.exact.scratch import scratch
 
-__all__ = ["round_quickly"]
+__all__ = ["round_quickly", "round_with"]
 
 Flags = npt.NDArray[np.bool_]
+
+_COARSE = 2.0**-140
+"""Far above a unit of float32 below its normal range, where bfloat16 has numbers, too, and casts go through float32."""
 
 _MANY = 150
 """One undecided element of so many: a product in float64 is cheaper than settling each."""
@@ -69,7 +76,10 @@ def round_quickly(
     elif form.dtype == torch.float32 or sums.prefers_wide or not _is_single_single():
         # In 16 bits float64 is cast by way of float32, whose rounding must be covered, too.
         slack = 2.0**-51 if form.dtype == torch.float32 else 2.0**-22
-        differs = _by_bounds(weight, (sums.up[rows], sums.down, sums.wide[rows]), slack, form, out)
+        error = sums.wide[rows]
+        if form.dtype == torch.bfloat16:
+            error = error + error.sign() * _COARSE
+        differs = _by_bounds(weight, (sums.up[rows], sums.down, error), slack, form, out)
     else:
         up, down, error = sums.single
         differs = _by_bounds(weight, (up[rows], down, error[rows]), 2.0**-22, form, out)
@@ -81,6 +91,41 @@ def round_quickly(
     if found.size > differs.size // _MANY:
         sums.prefers_wide = True
     return found
+
+
+def round_with(
+    loops: ModuleType,
+    weight: torch.Tensor,
+    delta: Delta,
+    added: torch.Tensor,
+    start: int,
+    out: torch.Tensor,
+) -> npt.NDArray[np.intp]:
+    """Do as `round_quickly` does, in one compiled pass, from a product that is there.
+
+    Args:
+        loops: `surgery.exact.compiled`.
+        weight: (n, in), contiguous: float32 or bfloat16.
+        delta: what is added to the whole weight.
+        added: (n, in), float64: `delta.block` of these rows, with all slices for float32.
+        start: the first row of the block.
+        out: (n, in).
+    """
+    rows = slice(start, start + weight.shape[0])
+    is_wide = weight.dtype == torch.float32
+    error = delta.error(correct=is_wide)[rows]
+    where = scratch("where", (weight.numel(),), torch.int64).numpy()
+    count = loops.decide(
+        unsigned(weight),
+        added.numpy(),
+        error if is_wide else error + np.sign(error) * _COARSE,
+        2.0**-51 if is_wide else 2.0**-22,
+        is_wide and delta.approximation.is_exact(rows),
+        format_of(weight.dtype).edge,
+        unsigned(out),
+        where,
+    )
+    return where[:count].copy()
 
 
 def _is_single_single() -> bool:

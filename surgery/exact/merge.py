@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from surgery.exact.delta import Delta
-from surgery.exact.filter import round_quickly
+from surgery.exact.filter import round_quickly, round_with
+from surgery.exact.loops import compiled_for
 from surgery.exact.rounding import Format, format_of, integers
 from surgery.exact.scratch import scratch
 from surgery.exact.settle import refuse, settle
@@ -19,7 +23,12 @@ _IN_CACHE = 1 << 17
 
 @torch.no_grad()
 def merge_block(
-    weight: torch.Tensor, delta: Delta, start: int, correct: bool = True, out: torch.Tensor | None = None
+    weight: torch.Tensor,
+    delta: Delta,
+    start: int,
+    correct: bool = True,
+    out: torch.Tensor | None = None,
+    added: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return rows start..start+n of W + delta, rounded into W's dtype.
 
@@ -37,6 +46,9 @@ def merge_block(
         start: the first row of the block.
         correct: see above.
         out: where to put it, contiguous, of the shape and dtype of `weight`; may be `weight` itself.
+        added: (n, in), float64, contiguous: where to put `delta.block(start, start + n, correct=...)`, with all slices
+            for weights of more than 16 bits. That is what residues are made with, and where it is wanted anyway,
+            merging is a step on the way.
 
     Raises:
         StateError: a finite weight would not be finite any more (row and column are named; `out` holds anything then),
@@ -52,18 +64,46 @@ def merge_block(
         return out
     rows, columns = weight.shape
     step = max(1, _IN_CACHE // columns)
+    # All slices cost more than a product of float64: for float32 they must be wanted.
+    loops = compiled_for(weight) if correct and (added is not None or weight.element_size() == 2) else None
     undecided = []
     for first in range(0, rows, step):
         part, result = weight[first : first + step], out[first : first + step]
-        if not correct:
-            _by_one_slice(part, delta, start + first, form, result)
-        elif form.dtype == torch.float64:
-            undecided.append(np.arange(first * columns, first * columns + part.numel()))
+        into = None if added is None else added[first : first + step]
+        if correct:
+            undecided.append(_round(loops, part, delta, start + first, result, into) + first * columns)
         else:
-            undecided.append(round_quickly(part, delta.approximation, start + first, form, result) + first * columns)
+            _by_one_slice(part, delta, start + first, form, result)
+            if into is not None:
+                _added(part, delta, start + first, into)
     if undecided:
         settle(weight, delta.approximation, start, form, out, torch.from_numpy(np.concatenate(undecided)))
     return out
+
+
+def _round(
+    loops: ModuleType | None,
+    weight: torch.Tensor,
+    delta: Delta,
+    start: int,
+    out: torch.Tensor,
+    added: torch.Tensor | None,
+) -> npt.NDArray[np.intp]:
+    """Round some rows, and return flat indices of elements for which that is not certain."""
+    form = format_of(weight.dtype)
+    if loops is not None and added is None:
+        added = scratch("delta", (weight.shape[0], weight.shape[1]), torch.float64)
+    if added is not None:
+        _added(weight, delta, start, added)
+    if form.dtype == torch.float64:
+        return np.arange(weight.numel())
+    if loops is not None and added is not None:
+        return round_with(loops, weight, delta, added, start, out)
+    return round_quickly(weight, delta.approximation, start, form, out)
+
+
+def _added(weight: torch.Tensor, delta: Delta, start: int, out: torch.Tensor) -> None:
+    delta.block(start, start + weight.shape[0], correct=weight.element_size() > 2, out=out)
 
 
 def _by_one_slice(weight: torch.Tensor, delta: Delta, start: int, form: Format, out: torch.Tensor) -> None:

@@ -26,7 +26,9 @@ def pack(numbers: Ints, widths: Ints) -> bytes:
     """Return `numbers` (m), each below 2**width, as bits: for each width those of this width in their order."""
     found = []
     for width in _present(widths):
-        bits = (numbers[widths == width, None] >> np.arange(width)) & 1
+        chosen = numbers[widths == width]
+        # One bit is what nearly all of them take.
+        bits = chosen if width == 1 else (chosen[:, None] >> np.arange(width)) & 1
         found.append(np.packbits(bits.astype(np.uint8), bitorder="little").tobytes())
     return b"".join(found)
 
@@ -39,7 +41,9 @@ def unpack(data: bytes, widths: Ints) -> Ints:
         chosen = widths == width
         count = int(chosen.sum()) * width
         part = np.frombuffer(data, np.uint8, (count + 7) // 8, start)
-        bits = np.unpackbits(part, count=count, bitorder="little").reshape(-1, width)
-        numbers[chosen] = bits.astype(np.int64) @ (np.int64(1) << np.arange(width, dtype=np.int64))
+        bits = np.unpackbits(part, count=count, bitorder="little")
+        if width > 1:
+            bits = bits.reshape(-1, width).astype(np.int64) @ (np.int64(1) << np.arange(width, dtype=np.int64))
+        numbers[chosen] = bits
         start += part.size
     return numbers

@@ -95,10 +95,11 @@ def _bodies(own: Ints, known: Candidates) -> Iterator[tuple[int, int, bytes]]:
     forms = [(_RANKS, known)]
     may_be_zero = known.places[known.may_be_zero]
     if may_be_zero.size and np.count_nonzero(own[may_be_zero]) * 4 < may_be_zero.size:
-        forms.append((_ZEROS, known.zeros()))
+        forms.insert(0, (_ZEROS, known.zeros()))
     for kind, part in forms:
         ranks = part.ranks(own)
-        wrong = differs.copy() if part is known else own != part.guess
+        # The guesses of the last form are those that were compared.
+        wrong = differs if part is known else own != part.guess
         wrong[part.places] = part.chosen(ranks) != own[part.places]
         yield kind, *_patches(own, wrong, pack(ranks, part.widths))
 

@@ -25,9 +25,11 @@ class Sliced:
     Attributes:
         groups: pairs of (out, k) and (k, in), float64, the largest contribution first. The first pair alone is the
             one-slice approximation. Pairs that are zero throughout are left out, apart from the first.
+        bits: of a slice.
     """
 
     groups: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    bits: int
 
 
 def sliced(up: torch.Tensor, down: torch.Tensor, *, only_first: bool = False) -> Sliced:
@@ -52,7 +54,7 @@ def sliced(up: torch.Tensor, down: torch.Tensor, *, only_first: bool = False) ->
         group = torch.cat([left[p] for p, _ in chosen], 1), torch.cat([right[q] for _, q in chosen], 0)
         if total == 0 or any(bool(left[p].any()) and bool(right[q].any()) for p, q in chosen):
             groups.append((group[0].contiguous(), group[1].contiguous()))
-    return Sliced(tuple(groups))
+    return Sliced(tuple(groups), beta)
 
 
 def spans(factor: torch.Tensor, axis: int) -> torch.Tensor:

@@ -74,16 +74,30 @@ class Change:
 
     @torch.no_grad()
     def merge(
-        self, weight: torch.Tensor, start: int, correct: bool = True, out: torch.Tensor | None = None
+        self,
+        weight: torch.Tensor,
+        start: int,
+        correct: bool = True,
+        out: torch.Tensor | None = None,
+        added: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return rows start..start+n of the matrix, given as (n, columns), after all steps; in their dtype.
+
+        Args:
+            weight: the rows.
+            start: see above.
+            correct: see `merge_block`.
+            out: where to put them.
+            added: float64, contiguous: where to put what is added before rounding; for a sum, what `predict` says.
 
         Raises:
             StateError: a finite weight would not be finite any more.
         """
         if self.is_sum:
-            return merge_block(weight, self._delta, start, correct, out)
+            return merge_block(weight, self._delta, start, correct, out, added)
         wide, value = weight.double(), self.unrounded(weight, start)
+        if added is not None:
+            torch.sub(value, wide, out=added)
         result, is_lost = rounded(weight, wide, value)
         lost = is_lost.view(-1).nonzero().view(-1)
         if lost.numel():
@@ -124,11 +138,6 @@ class Change:
                 before = before / scale.rows(start, stop)
         added = after - before
         return torch.where(torch.isfinite(added), added, torch.zeros_like(added))
-
-    @torch.no_grad()
-    def added(self, weight: torch.Tensor, merged: torch.Tensor, start: int) -> torch.Tensor:
-        """Return, for reports, what `merge` adds to rows before it rounds: float64."""
-        return self.predict(merged, start) if self.is_sum else self.unrounded(weight, start) - weight.double()
 
 
 def steps_of(

@@ -77,6 +77,9 @@ def test_every_element_is_the_correct_rounding(case) -> None:
         assert same_bits(got, expected).all(), (got, expected)
         rows = torch.cat([merge_block(weight[i : i + 1], delta, i) for i in range(len(weight))])
         assert same_bits(rows, expected).all()
+        added = torch.full(weight.shape, torch.nan, dtype=torch.float64)
+        assert same_bits(merge_block(weight, delta, 0, added=added), expected).all()
+        assert same_bits(added, delta.block(0, len(weight), correct=weight.element_size() > 2)).all()
         own = weight.clone()
         assert merge_block(own, delta, 0, out=own) is own
         assert same_bits(own, expected).all()
@@ -228,6 +231,22 @@ def test_a_program_that_allows_less_than_float32_changes_nothing() -> None:
     torch.set_float32_matmul_precision("medium")
     try:
         assert same_bits(merge_block(weight, _delta(weight, products), 0), expected).all()
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_ties_below_the_normal_range_of_float32(precision: str) -> None:
+    """There bfloat16 has as small numbers as float32, and a number just beside a tie is one in float32."""
+    unit = 2.0**-133
+    weight = (torch.arange(64).view(8, 8) * unit).bfloat16()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        for beside in (0.0, 2.0**-160, -(2.0**-160)):
+            up = torch.full((8, 2), 2.0**-60, dtype=torch.float64)
+            down = torch.tensor([unit / 2, beside], dtype=torch.float64)[:, None].expand(2, 8) * 2.0**60
+            products = [(up, down, 1.0)]
+            assert same_bits(merge_block(weight, _delta(weight, products), 0), merged(weight, products)).all()
     finally:
         torch.set_float32_matmul_precision("highest")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import test_exact_merge as merging
@@ -15,6 +15,7 @@ from surgery.exact import (
     Product,
     bounds,
     candidates,
+    loops,
     merge_block,
     packing,
     residue,
@@ -176,6 +177,14 @@ MUTANTS: dict[str, tuple[Patch, Callable[[], None]]] = {
     "no checksum": (_no_digest, other_tensors),
     "bits are packed the other way round": (_bits_reversed, packed),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def arithmetic() -> Iterator[None]:
+    """The mistakes are made in the plain forms; `test_exact_compiled` has those of the compiled loops."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loops, "_compiled", lambda: None)
+        yield
 
 
 @pytest.mark.parametrize("name", sorted(MUTANTS))

@@ -1,0 +1,195 @@
+"""The compiled loops beside the forms of torch and numpy: every bit the same, and mistakes in them are noticed."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from oracle import merged
+
+from surgery.checkpoint.report import Tally
+from surgery.exact import Delta, Product, decode, encode, loops, merge_block, same_bits
+from surgery.exact.candidates import candidates
+from surgery.exact.loops import unsigned
+
+compiled = pytest.importorskip("surgery.exact.compiled", reason="numba is not installed: pip install '.[compiled]'")
+
+DTYPES = [torch.bfloat16, torch.float32]
+SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, 2.0**-133, -(2.0**-149), 2.0**-126, 3.0e38, -1.0, 2.0**-8]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def arithmetic() -> None:
+    """Both forms are asked for by name here."""
+
+
+def numbers(dtype: torch.dtype, count: int, seed: int) -> torch.Tensor:
+    """Weights of all magnitudes, special ones among them."""
+    generator = torch.Generator().manual_seed(seed)
+    powers = torch.randint(-12, 3, (count,), generator=generator)
+    found = torch.randn(count, generator=generator) * 2.0**powers
+    found[::37] = torch.tensor(SPECIAL).repeat(count // 37 + 1)[: len(found[::37])]
+    return found.to(dtype)
+
+
+def same_candidates(loops_: ModuleType) -> None:
+    size = 40_000
+    halves = torch.randint(-64, 64, (size,), generator=torch.Generator().manual_seed(2)).double()
+    for dtype, is_coarse in itertools.product(DTYPES, (False, True)):
+        merged_, scale = numbers(dtype, size, 1), torch.logspace(-9, 3, size, dtype=torch.float64)
+        delta = numbers(torch.float64, size, 2) * scale
+        if is_coarse:  # ends of intervals are numbers of the dtype
+            unit = torch.finfo(dtype).eps
+            merged_ = (1 + torch.arange(size) % 64 * unit).to(dtype)
+            delta = halves * unit / 8
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loops, "_compiled", lambda: None)
+            plain = candidates(merged_, delta)
+            patch.setattr(loops, "_compiled", lambda: loops_)
+            patch.setattr(loops, "_WORTH", 0)
+            got = candidates(merged_, delta)
+        for name in ("guess", "places", "first", "widths", "counts"):
+            assert np.array_equal(getattr(got, name), getattr(plain, name)), name
+        assert plain.places.size > size / 100
+
+
+def same_merged(loops_: ModuleType) -> None:
+    generator = torch.Generator().manual_seed(3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loops, "_compiled", lambda: loops_)
+        patch.setattr(loops, "_WORTH", 0)
+        for dtype in DTYPES:
+            for factor in (torch.float64, torch.bfloat16):
+                weight = numbers(dtype, 48 * 50, 4).view(48, 50)
+                weight[weight.abs() > 1e30] = math.inf
+                weight[::5] = (weight[::5].double() * 2.0**-120).to(dtype)
+                up = torch.randn(48, 3, generator=generator, dtype=torch.float64).to(factor)
+                weight[7, ::3] = -0.0
+                up[7], up[::5] = 0, up[::5] * 2.0**-100
+                down = torch.randn(3, 50, generator=generator, dtype=torch.float64).to(factor) * 2.0**-9
+                down[:, 11] = 0
+                products = [(up, down, 0.5), (up[:, :1], down[:1] * 2.0**-14, 1.0 if factor == torch.bfloat16 else 0.3)]
+                delta = Delta([Product(*one) for one in products], (48, 50))
+                added = torch.empty(48, 50, dtype=torch.float64)
+                assert same_bits(merge_block(weight, delta, 0, added=added), merged(weight, products)).all()
+
+
+def ties(loops_: ModuleType) -> None:
+    """Adapters of few bits make sums that lie in the middle between two numbers, or just beside."""
+    generator = torch.Generator().manual_seed(5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loops, "_compiled", lambda: loops_)
+        patch.setattr(loops, "_WORTH", 0)
+        for dtype in DTYPES:
+            unit = torch.finfo(dtype).eps
+            weight = (1 + torch.randint(0, 64, (40, 40), generator=generator) * unit).to(dtype)
+            for least in (2.0**-8, 2.0**-40):
+                up = torch.randint(-3, 4, (40, 2), generator=generator).double() * unit / 2
+                up[:, 1] *= least
+                products = [(up, torch.randint(-1, 2, (2, 40), generator=generator).double(), 1.0)]
+                delta = Delta([Product(*one) for one in products], (40, 40))
+                added = torch.empty(40, 40, dtype=torch.float64)
+                assert same_bits(merge_block(weight, delta, 0, added=added), merged(weight, products)).all()
+
+
+def overflow(loops_: ModuleType) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loops, "_compiled", lambda: loops_)
+        patch.setattr(loops, "_WORTH", 0)
+        for dtype in DTYPES:
+            weight = torch.full((3, 9), torch.finfo(dtype).max, dtype=dtype)
+            delta = Delta([Product(torch.tensor([[0.0], [0.0], [1e38]]), torch.ones(1, 9))], (3, 9))
+            with pytest.raises(Exception, match="NaN or inf"):
+                merge_block(weight, delta, 0, added=torch.empty(3, 9, dtype=torch.float64))
+
+
+def same_totals(loops_: ModuleType) -> None:
+    for dtype in DTYPES:
+        for size in (16 * 100, 16 * 100 + 7, 3):
+            generator = torch.Generator().manual_seed(size)
+            old = torch.randn(size, generator=generator).to(dtype)
+            delta = torch.randn(size, generator=generator, dtype=torch.float64) * torch.logspace(-12, 0, size)
+            delta[::3] = 0
+            new, found = (old.double() + delta).to(dtype), np.empty(5)
+            loops_.totals(unsigned(old), unsigned(new), delta.numpy(), found)
+            wide, stored = old.double(), new.double() - old.double()
+            sums = [(wide**2).sum(), (delta**2).sum(), ((stored - delta) ** 2).sum()]
+            assert found[:3] == pytest.approx([float(one) for one in sums], rel=1e-12)
+            assert found[3:].tolist() == [int((delta != 0).sum()), int(((delta != 0) & (stored == 0)).sum())]
+
+
+CHECKS = [same_candidates, same_merged, ties, overflow, same_totals]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_bits_are_the_same(check: Callable[[ModuleType], None]) -> None:
+    check(compiled)
+
+
+def test_reports_are_the_same_with_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(7)
+    old, delta = (torch.randn(5000, generator=generator, dtype=torch.float64) for _ in range(2))
+    old, delta = old.bfloat16(), delta * 1e-3
+    new = (old.double() + delta).to(torch.bfloat16)
+    plain, quick, stopped = Tally(), Tally(), Tally()
+    plain.add(old, new, delta)
+    monkeypatch.setattr(loops, "_WORTH", 0)
+    quick.add(old, new, delta)
+    known, found = (tuple(one.record("w").to_dict().values())[1:] for one in (plain, quick))
+    assert found == pytest.approx(known, rel=1e-4)
+    old[3] = math.inf
+    new[3] = math.inf
+    stopped.add(old, new, delta)
+    assert math.isfinite(stopped.record("w").delta_rel)
+
+
+def test_residues_are_the_same_with_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    for dtype in DTYPES:
+        original = (torch.randn(256, 256, generator=torch.Generator().manual_seed(1)) * 0.02).to(dtype)
+        delta = torch.randn(256, 256, generator=torch.Generator().manual_seed(2)).double() * 2e-4
+        merged_ = (original.double() + delta).to(dtype)
+        blobs = []
+        for worth in (0, 1 << 40):
+            monkeypatch.setattr(loops, "_WORTH", worth)
+            blobs.append(encode(original, merged_, delta))
+            assert same_bits(decode(merged_, delta, blobs[0]), original).all()
+        assert blobs[0] == blobs[1]
+
+
+MUTANTS = {
+    "zero is never negative": ("if bound == 0.0:", "if bound < 0.0:", same_merged),
+    "bounds are not compared": ("np.uint8(low != high)", "np.uint8(0)", ties),
+    "the error is forgotten": ("magnitude * above + bound", "magnitude * 1.0", ties),
+    "sums are taken to be exact": ("is_whole = (total - own == more)", "is_whole = (total == total)", ties),
+    "the end is not seen": ("np.uint8(high >= edge)", "np.uint8(0)", overflow),
+    "-0 is a guess": ("if found == sign else", "if found == sign + 1 else", same_candidates),
+    "NaN is a guess": ("np.float32(0) if np.isnan(value) else value", "value", same_candidates),
+    "binades are compared one off": ("- np.uint32(1)) & exponents", ") & exponents", same_candidates),
+    "the low end belongs to it": ("size)) < low)", "size)) <= low)", same_candidates),
+    "the high end does not": ("size)) > high)", "size)) >= high)", same_candidates),
+    "single candidates are not taken": ("guess[index] = np.uint32(_order(begin_at, size))", "pass", same_candidates),
+    "the last few are left out": ("for index in range(whole, old.size)", "for index in range(0)", same_totals),
+}
+
+
+@pytest.mark.parametrize("name", sorted(MUTANTS))
+def test_a_mutant_dies(name: str, tmp_path: Path) -> None:
+    before, after, check = MUTANTS[name]
+    source = Path(compiled.__file__).read_text("utf-8")
+    assert source.count(before) >= 1
+    file = tmp_path / "mutant.py"
+    file.write_text(source.replace(before, after).replace("cache=True", "cache=False"), "utf-8")
+    spec = importlib.util.spec_from_file_location("mutant", file)
+    assert spec is not None
+    assert spec.loader is not None
+    mutant = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mutant)
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        check(mutant)
