@@ -78,6 +78,7 @@ class StagedFile:
             self._written.add(offset, offset + length)
         if self._digest is not None:
             self._digest.wrote(offset, offset + length)
+        self._disk.begin_sync(self._file, offset, length)
 
     def _read(self, offset: int, length: int) -> bytes:
         with told(self._where):

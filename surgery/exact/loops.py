@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import threading
+import warnings
 from types import ModuleType
 from typing import Any
 
@@ -36,8 +38,18 @@ def unsigned(tensor: torch.Tensor) -> npt.NDArray[Any]:
 def _compiled() -> ModuleType | None:
     # Threads that import and compile at once do it twice, or worse.
     with _GUARD:
-        if importlib.util.find_spec("numba") is None:
-            return None
+        return _imported()
+
+
+@functools.cache
+def _imported() -> ModuleType | None:
+    if importlib.util.find_spec("numba") is None:
+        return None
+    try:
         numba = importlib.import_module("numba")
         # Uncompiled, these loops take a hundred times as long as numpy.
         return None if numba.config.DISABLE_JIT else importlib.import_module("surgery.exact.compiled")
+    except Exception as error:  # another numpy, a module that is called like one of numba's own, ...
+        what = f"numba is installed and cannot be imported ({type(error).__name__}: {error})"
+        warnings.warn(f"{what}: merging goes on without, the bits are the same", RuntimeWarning, stacklevel=2)
+        return None

@@ -98,6 +98,9 @@ class MemoryDisk(Disk):
         node = self.files.pop(file)
         self.locks.get(node, {}).pop(file, None)
 
+    def begin_sync(self, file: int, offset: int, length: int) -> None:
+        """A hint changes nothing."""
+
     def list(self, folder):
         return self.do("list", lambda: sorted(self.files[folder].entries))
 

@@ -1,4 +1,4 @@
-"""The pages about types of models are what `docs/families.py` and `docs/coverage.py` write today."""
+"""The pages about types of models are what `docs/families.py` and `docs/architecture_coverage.py` write today."""
 
 from __future__ import annotations
 
@@ -95,5 +95,7 @@ def test_coverage_page() -> None:
     written = page.read_text("utf-8").partition("\n## Not built")[0]  # errors differ with what else is installed
     if f"with transformers {transformers.__version__}." not in written:
         pytest.skip("written with another version of transformers")
-    done = subprocess.run([sys.executable, str(DOCS / "coverage.py")], capture_output=True, text=True, check=True)
-    assert written == done.stdout.partition("\n## Not built")[0], f"python docs/coverage.py > {page.name}"
+    done = subprocess.run(
+        [sys.executable, str(DOCS / "architecture_coverage.py")], capture_output=True, text=True, check=True
+    )
+    assert written == done.stdout.partition("\n## Not built")[0], f"python docs/architecture_coverage.py > {page.name}"

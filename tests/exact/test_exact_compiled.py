@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -161,6 +164,23 @@ def test_residues_are_the_same_with_and_without(monkeypatch: pytest.MonkeyPatch)
             blobs.append(encode(original, merged_, delta))
             assert same_bits(decode(merged_, delta, blobs[0]), original).all()
         assert blobs[0] == blobs[1]
+
+
+def test_a_broken_numba_is_told_and_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "numba.py").write_text("raise AttributeError('no such luck')")
+    program = """
+import torch
+from surgery.exact import Delta, Product, merge_block
+delta = Delta([Product(torch.ones(512, 1), torch.ones(1, 512))], (512, 512))
+print(float(merge_block(torch.zeros(512, 512).bfloat16(), delta, 0).sum()))
+"""
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert run.stdout.strip() == "262144.0"
+    assert run.stderr.count("no such luck") == 1
+    assert "merging goes on without" in run.stderr
 
 
 MUTANTS = {

@@ -1,4 +1,4 @@
-"""How many of transformers' types have roles: `python docs/coverage.py > docs/studies/architecture-coverage.md`.
+"""How many of transformers' types have roles: `python docs/architecture_coverage.py > docs/studies/architecture-coverage.md`.
 
 Every type of four of transformers' lists is built on the meta device, and what is described or inferred of it is
 counted. Small models of it are measured, and what was measured is held against what is described, or inferred from
@@ -41,7 +41,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 PAGE = """\
 # How many types of models have roles
 
-Written by `python docs/coverage.py > docs/studies/architecture-coverage.md` with transformers {version}.
+Written by `python docs/architecture_coverage.py > docs/studies/architecture-coverage.md` with transformers {version}.
 
 Every type in transformers' lists for causal and masked language models, sequence classification and sequence to
 sequence is built on the meta device from its default configuration, once for each list ({overridden} types with one
