@@ -1,4 +1,6 @@
-"""How many of transformers' types have roles: `python docs/architecture_coverage.py > docs/studies/architecture-coverage.md`.
+"""How many of transformers' types have roles.
+
+    python docs/architecture_coverage.py > docs/studies/architecture-coverage.md
 
 Every type of four of transformers' lists is built on the meta device, and what is described or inferred of it is
 counted. Small models of it are measured, and what was measured is held against what is described, or inferred from

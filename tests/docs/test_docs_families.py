@@ -48,7 +48,7 @@ def test_a_row_says_types_stacks_families_and_fused_parts(families: ModuleType) 
 
 
 def test_coverage_tells_what_is_described_inferred_and_measured() -> None:
-    coverage = script("coverage")
+    coverage = script("architecture_coverage")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = coverage.measure(load_registry(), ["bert", "doge", "dots1", "persimmon", "xlnet"])
@@ -74,7 +74,7 @@ def test_coverage_tells_what_is_described_inferred_and_measured() -> None:
 
 
 def test_coverage_tells_what_contradicts() -> None:
-    coverage = script("coverage")
+    coverage = script("architecture_coverage")
     registry = load_registry()
     bert = registry.architectures["bert"].value
     roles = {**bert.roles, "mlp.up": bert.roles["mlp.down"], "mlp.down": bert.roles["mlp.up"]}
