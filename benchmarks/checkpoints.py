@@ -4,7 +4,7 @@
 
 A synthetic checkpoint in bfloat16 (a Llama's shapes, shards of about 1 GB) is made under --where and removed at the end. Every round runs
 all contestants, in turn, each in a process of its own; medians are shown, and their ratio to `cp` of the same round. Where peft is installed,
-`merge_and_unload` and `save_pretrained` run beside. All writers sync what they wrote.
+`merge_and_unload` and `save_pretrained` run beside; so does mergekit. All writers sync what they wrote. Imports are not counted.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from importlib.util import find_spec
 from pathlib import Path
 
 WIDTH, INNER = 2048, 5632
@@ -112,6 +113,10 @@ def one(how: str, folder: Path, out: Path) -> dict[str, float]:
     elif how.startswith("peft"):
         import peft
         import transformers
+    elif how.startswith("mergekit"):
+        from mergekit.config import MergeConfiguration
+        from mergekit.merge import run_merge
+        from mergekit.options import MergeOptions
     imports = peak()
     start, cpu = time.perf_counter(), time.process_time()
     if how == "cp":
@@ -124,6 +129,13 @@ def one(how: str, folder: Path, out: Path) -> dict[str, float]:
             undo="none" if "none" in options else "residue",
         )  # fmt: skip
         kept = report.residue_bytes
+    elif how.startswith("mergekit"):
+        said = {"models": [{"model": f"{folder / 'base'}+{folder / how.split()[1]}"}], "merge_method": "passthrough"}
+        # It writes a merged copy of the model to its cache first, and the result from that; both are its way.
+        options = MergeOptions(lora_merge_cache=str(folder.parent / "cache"), copy_tokenizer=False)
+        run_merge(MergeConfiguration.model_validate(said | {"dtype": "bfloat16"}), str(out), options)
+        sync(out)
+        shutil.rmtree(folder.parent / "cache")
     else:
         model = transformers.AutoModelForCausalLM.from_pretrained(folder / "base", dtype="auto")
         peft.PeftModel.from_pretrained(model, folder / how.split()[1]).merge_and_unload().save_pretrained(out)
@@ -158,18 +170,18 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, nargs="+", default=[0.1, 0.5, 1.0])
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--where", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--only", nargs="+", metavar="CONTESTANT", help="cp and these, such as 'surgery all'")
+    parser.add_argument("--json", type=Path, help="write the medians there")
     parser.add_argument("--one", nargs=3, metavar=("HOW", "FOLDER", "OUT"))
     given = parser.parse_args()
     if given.one:
         print(json.dumps(one(given.one[0], Path(given.one[1]), Path(given.one[2]))))
         return
-    try:
-        import peft  # noqa: F401
-
-        beside = ["peft qv", "peft all"]
-    except ImportError:
-        beside = []
+    beside = [f"{tool} {which}" for tool in ("peft", "mergekit") if find_spec(tool) for which in ("qv", "all")]
     contestants = ["cp", "surgery qv", "surgery all", "surgery all fast", "surgery all fast none", "surgery all none"]
+    if given.only:
+        contestants, beside = ["cp", *(one for one in (*contestants[1:], *beside) if one in given.only)], []
+    told = []
     print(f"{'GB':>5}  {'contestant':<22}  {'wall s':>7}  {'x cp':>5}  {'CPU s':>6}  {'RSS MB':>7}  kept B/param")
     for size in given.gigabytes:
         with tempfile.TemporaryDirectory(dir=given.where, prefix="surgery-bench-") as name:
@@ -188,11 +200,14 @@ def main() -> None:
                 median = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
                 times = statistics.median(a["wall"] / b["wall"] for a, b in zip(rounds, found["cp"], strict=True))
                 kept = median["kept"] / (bytes_ / 2)
+                told.append({"gigabytes": bytes_ / 1e9, "contestant": how, "times_cp": times, **median})
                 print(
                     f"{bytes_ / 1e9:5.2f}  {how:<22}  {median['wall']:7.2f}  {times:5.2f}  {median['cpu']:6.2f}  "
                     f"{median['rss']:7.0f}  {kept:.4f}",
                     flush=True,
                 )
+    if given.json is not None:
+        given.json.write_text(json.dumps(told, indent=1) + "\n")
 
 
 if __name__ == "__main__":
