@@ -23,9 +23,8 @@ _NOTHING = Architecture((), "", {}, {})
 _MATRICES = ("attention.", "cross_attention.", "linear_attention.", "mlp.", "moe.", "ssm.")
 """Beginnings of roles whose 2-D parameters are matrices of linear maps, whatever module holds them."""
 
-_INDEX = re.compile(r"(?<=\.)(?:expert_)?\d+(?=\.)")
-"""An index of a list inside a layer; some call the modules of experts so."""
-
+_INDEX = re.compile(r"(?<=\.)(?:(?:expert_)?\d+|[a-z]{2,3}_[A-Z]{2})(?=\.)")
+"""An index of a list inside a layer; some call the modules of experts so, or those of languages."""
 
 _TABLES = ("embedding.token", "embedding.position", "embedding.token_type", "embedding.relative")
 """Roles whose 2-D parameters are tables of rows that are looked up."""

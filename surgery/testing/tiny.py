@@ -206,6 +206,10 @@ def _batch(model: Any) -> Iterator[tuple[str, Any]]:
         if "MultipleChoice" in type(model).__name__:
             ids = torch.stack((ids, ids.flip(0)), 1)
         yield "input_ids", ids
+        if "lang_ids" in names:
+            yield "lang_ids", torch.zeros(len(ids), dtype=torch.long)
+        if "bbox" in names:
+            yield "bbox", torch.arange(1, 5).expand(*ids.shape, 4)
         if "attention_mask" in names:
             yield "attention_mask", torch.ones_like(ids)
     if "decoder_input_ids" in names and getattr(config, "is_encoder_decoder", False) and isinstance(words, int):
