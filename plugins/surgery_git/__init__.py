@@ -22,7 +22,10 @@ GIT = Architecture(
             *("embeddings.LayerNorm", f"{_VISION}.pre_layrnorm", "visual_projection.visual_projection.1"),
         ),
         "norm.attention.pre": "*.layer_norm1",
-        **{f"attention.{role}": (f"*.attention.self.{role}", f"*.self_attn.{role[0]}_proj") for role in ("query", "key", "value")},
+        **{
+            f"attention.{role}": (f"*.attention.self.{role}", f"*.self_attn.{role[0]}_proj")
+            for role in ("query", "key", "value")
+        },
         "attention.output": ("*.attention.output.dense", "*.self_attn.out_proj"),
         "norm.attention.post": "*.attention.output.LayerNorm",
         "norm.mlp.pre": "*.layer_norm2",

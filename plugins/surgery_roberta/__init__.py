@@ -1,5 +1,4 @@
-"""RoBERTa and its kin, which keep the name `roberta`: XLM-RoBERTa and CamemBERT differ in their vocabulary only, X-MOD
-has a bottleneck for each language behind every MLP."""
+"""RoBERTa and its kin, which keep its name: XLM-RoBERTa, CamemBERT, and X-MOD with a bottleneck for each language."""
 
 from surgery import Architecture, When, hookimpl
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,9 +59,11 @@ _EXPERT_INNER = (
 _DEPTH = (
     "num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "num_encoder_layers",
     "num_decoder_layers", "num_blocks", "depth", "num_self_attends_per_block",
+    "num_layers_per_stack",
 )  # fmt: skip
 _STATE_HEADS = ("mamba_n_heads",)
 _WORDS = ("vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size", "src_vocab_size", "tgt_vocab_size")
+_SPREADS = ("initializer_range", "initializer_factor", "init_std")
 _KINDS_OF_LAYERS = ("layer_types", "layers_block_type", "block_types")
 _AT_MOST: Mapping[str, int] = {
     "max_position_embeddings": 64, "n_positions": 64, "n_ctx": 64, "max_seq_len": 64, "max_sequence_length": 64,
@@ -87,6 +90,8 @@ def shrunken(table: Mapping[str, Any], size: Size) -> dict[str, Any]:
     depth = _first(table, _DEPTH)
     small: dict[str, Any] = {}
     for key, value in table.items():
+        if key in _SPREADS and isinstance(value, float) and not math.isfinite(value):
+            continue  # no weight is drawn by it: small models get weights of their own
         if key == "per_layer_config" and isinstance(value, Mapping):  # of layers that differ, by their numbers
             layers = {int(index): settings for index, settings in value.items()}
             kept = {place: layers[index] for place, index in enumerate(keep) if index in layers}

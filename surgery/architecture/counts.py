@@ -13,7 +13,7 @@ from surgery.errors import PluginError
 __all__ = ["Count", "UnknownSettingError", "check_count", "count_of", "setting"]
 
 Count: TypeAlias = int | str
-"""A number, or an expression of configuration names, whole numbers, parentheses and + - * //. A dot leads into a part."""
+"""A number, or an expression of configuration names, whole numbers, parentheses and + - * //; dots lead into parts."""
 
 _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,

@@ -177,11 +177,12 @@ class _Anatomy:
     def _guess_host(self, entry: ParameterEntry, role: str, layer: int | None) -> str:
         """What holds a tensor of which only a file header is known."""
         weight = self._weights.get(entry.path, ())
+        is_called_norm = "norm" in entry.path.rpartition(".")[2].lower()
         if entry.parameter not in ("weight", "bias"):  # what torch's own modules call theirs
-            return "other"
+            return "norm" if is_called_norm and role.startswith("norm.") and len(entry.shape) == 1 else "other"
         if role in _TABLES and len(weight) == 2:
             return "embedding"
-        if role.startswith("norm.") or (len(weight) == 1 and "norm" in entry.path.rpartition(".")[2].lower()):
+        if role.startswith("norm.") or (len(weight) == 1 and is_called_norm):
             return "norm"
         if len(weight) != 2:  # a convolution, or a bias that is no linear module's
             return "other"

@@ -48,6 +48,12 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         {**_BERT, "embedding_rank": 6, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 3, "patch_size": 2,
          "embedding_dim": 5, "pad_token_id": 0, "layer_types": ["full_attention", "sliding_attention"]},
     ),
+    "zaya": (
+        "ZayaConfig",
+        {**_BERT, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "moe_intermediate_size": 12,
+         "num_experts": 3, "router_hidden_size": 6, "experts_implementation": "eager",
+         "pad_token_id": 0, "eos_token_id": 2},
+    ),
     "prophetnet": (
         "ProphetNetConfig",
         {"hidden_size": 16, "num_encoder_layers": 2, "num_decoder_layers": 2, "num_encoder_attention_heads": 2,
@@ -128,5 +134,6 @@ FAMILIES: tuple[Family, ...] = (
     Family("neomme", "NeoMMEForMaskedLM", {"tie_word_embeddings": False, "attention_bias": True}, "untied", batch=_patches),
     *(Family("prophetnet", f"ProphetNet{head}", batch=_decoded) for head in ("Model", "ForConditionalGeneration")),
     Family("prophetnet", "ProphetNetForCausalLM", {"add_cross_attention": False}),
+    *(Family("zaya", f"Zaya{head}", {"use_cache": False}) for head in ("Model", "ForCausalLM")),
     *(Family("blt", f"Blt{head}") for head in ("Model", "ForCausalLM")),
 )  # fmt: skip
