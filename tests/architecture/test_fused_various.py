@@ -10,7 +10,7 @@ from families import build
 from fused import assert_near, moved_by_lora, parts_of, record, rows
 from torch.nn import functional as F
 
-from surgery import load_registry, sites
+from surgery import Rule, Spec, load_registry, plan, sites
 
 REGISTRY = load_registry()
 
@@ -137,3 +137,62 @@ def test_languages_of_xmod_have_no_role() -> None:
     assert {site.role for site in sites(model, REGISTRY) if "mlp." in site.role and site.parameter == "weight"} == {
         *("mlp.up", "mlp.down", "norm.mlp.post"),
     }
+
+
+@torch.no_grad()
+def test_half_of_a_value_of_zaya_is_the_word_before() -> None:
+    model, batch = build("ZayaModel", use_cache=False)
+    model = model.double()
+    projection = model.layers[1].self_attn.qkv_proj
+    calls = record(projection)
+    model(**batch)
+    now, before = weights(model, "attention", 1)["value"]
+    x = calls[0][0][0]
+    shifted = F.pad(x, (0, 0, 1, 0))[:, :-1]
+    value = torch.cat((x @ now.T, shifted @ before.T), -1)
+    assert torch.allclose(calls[0][2][2].flatten(2), value)
+
+
+@torch.no_grad()
+def test_all_layers_of_zayas_router_score_the_experts() -> None:
+    model, batch = build("ZayaModel", use_cache=False)
+    model = model.double()
+    router = model.layers[0].mlp.gate
+    calls = record(router)
+    model(**batch)
+    down, first, second, out = weights(model, "moe")["router"]
+    x = router.router_mlp.norm(calls[0][0][0] @ down.T + router.down_proj.bias)
+    x = F.gelu(x @ first.T + router.router_mlp.fc1.bias)
+    x = F.gelu(x @ second.T + router.router_mlp.fc2.bias)
+    assert torch.allclose(calls[0][2][0], (x @ out.T).flatten(0, 1))
+
+
+# (fan_out + fan_in) of each matrix that has the role, over two layers where nothing else is said.
+COUNTS = {
+    ("DogeForCausalLM", "attention.key"): 2 * (8 + 16),
+    ("XmodForMaskedLM", "attention.query"): 2 * (16 + 16),
+    ("XmodForMaskedLM", "mlp.up"): 2 * (24 + 16),
+    ("LiltModel", "attention.value"): 2 * (24 + 24 + 6 + 6),
+    ("LiltModel", "mlp.down"): 2 * (24 + 24 + 6 + 6),
+    ("GitForCausalLM", "attention.output"): 4 * (16 + 16),
+    ("GitForCausalLM", "mlp.up"): 2 * (24 + 16) + 2 * (20 + 16),
+    ("DbrxForCausalLM", "attention.query"): 2 * (16 + 16),
+    ("DbrxForCausalLM", "attention.value"): 2 * (8 + 16),
+    ("DbrxForCausalLM", "moe.experts.up"): 2 * (3 * 12 + 16),
+    ("NllbMoeForConditionalGeneration", "mlp.up"): (24 + 16) + (20 + 16),
+    ("NllbMoeForConditionalGeneration", "moe.experts.down"): 2 * (16 + 24) + 2 * (16 + 20),
+    ("NeoMMEForMaskedLM", "attention.output"): 2 * (2 * 16 + 16),
+    ("ProphetNetForConditionalGeneration", "attention.query"): 4 * (16 + 16),
+    ("ProphetNetForConditionalGeneration", "cross_attention.value"): 2 * (16 + 16),
+    ("BltForCausalLM", "attention.query"): (2 + 2 + 1) * (16 + 16) + 2 * (24 + 24),
+    ("BltForCausalLM", "cross_attention.key"): (1 + 2) * (16 + 16),
+    ("ZayaForCausalLM", "attention.value"): 2 * 2 * (8 + 16),
+    ("ZayaForCausalLM", "moe.router"): 2 * ((6 + 16) + (6 + 6) + (6 + 6) + (4 + 6)),
+}
+
+
+@pytest.mark.parametrize(("name", "role"), COUNTS)
+def test_a_lora_of_rank_one_has_as_many_numbers_as_the_sizes_say(name: str, role: str) -> None:
+    model, _ = build(name)
+    rule = Rule(role=role.replace(".", r"\."), adapter="lora", rank=1)
+    assert plan(Spec(name="x", rules=[rule]), model, REGISTRY).parameters == COUNTS[name, role]
