@@ -4,6 +4,10 @@ from surgery import Architecture, hookimpl
 
 _VISION = "image_encoder.vision_model"
 _PATCHES = f"{_VISION}.embeddings"
+_POSITIONS = (  # the last of an image among several
+    *("embeddings.position_embeddings", f"{_PATCHES}.position_embedding", "img_temporal_embedding"),
+)
+_NORMS = ("embeddings.LayerNorm", f"{_VISION}.pre_layrnorm", "visual_projection.visual_projection.1")
 
 GIT = Architecture(
     types=("git",),
@@ -13,14 +17,9 @@ GIT = Architecture(
         "embedding.token": "embeddings.word_embeddings",
         "embedding.patch": f"{_PATCHES}.patch_embedding",
         "embedding.class": f"{_PATCHES}.class_embedding",
-        "embedding.position": (
-            *("embeddings.position_embeddings", f"{_PATCHES}.position_embedding"),
-            "img_temporal_embedding",  # of an image among several
-        ),
+        "embedding.position": _POSITIONS,
         "embedding.projection": "visual_projection.visual_projection.0",
-        "norm.embedding": (
-            *("embeddings.LayerNorm", f"{_VISION}.pre_layrnorm", "visual_projection.visual_projection.1"),
-        ),
+        "norm.embedding": _NORMS,
         "norm.attention.pre": "*.layer_norm1",
         **{
             f"attention.{role}": (f"*.attention.self.{role}", f"*.self_attn.{role[0]}_proj")
