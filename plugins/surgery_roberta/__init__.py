@@ -1,6 +1,6 @@
-"""RoBERTa and its kin: XLM-RoBERTa and CamemBERT differ in their vocabulary only, and keep the name `roberta`."""
+"""RoBERTa and its kin, which keep its name: XLM-RoBERTa, CamemBERT, and X-MOD with a bottleneck for each language."""
 
-from surgery import Architecture, hookimpl
+from surgery import Architecture, When, hookimpl
 
 _OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 _BODY = {
@@ -41,7 +41,29 @@ ROBERTA = Architecture(
     files=_OLD_NAMES,
 )
 
+_PRE, _POST = {"pre_norm": True}, {"pre_norm": False}
+_BLOCKS = {"attention": "*.attention.output", "cross_attention": "*.crossattention.output", "mlp": "*.output"}
+
+XMOD = Architecture(
+    types=("xmod",),
+    base="roberta",
+    stacks={"encoder": "encoder.layer"},
+    roles={
+        **{role: path for role, path in _BODY.items() if not role.endswith(".post")},
+        **{f"norm.{block}.pre": When(f"{path}.LayerNorm", _PRE) for block, path in _BLOCKS.items()},
+        **{f"norm.{block}.post": When(f"{path}.LayerNorm", _POST) for block, path in _BLOCKS.items()},
+        "norm.final": "encoder.LayerNorm",
+        "head.transform": "pooler.dense",
+    },
+    heads=ROBERTA.heads,
+    ties=ROBERTA.ties,
+    plain=(  # a bottleneck for each language, of which one is used for a text
+        *("*.output.adapter_modules.*.dense1", "*.output.adapter_modules.*.dense2", "*.output.adapter_layer_norm"),
+    ),
+    defaults={"pre_norm": False},
+)
+
 
 @hookimpl
 def surgery_architectures() -> list[Architecture]:
-    return [ROBERTA]
+    return [ROBERTA, XMOD]

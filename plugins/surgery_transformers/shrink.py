@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,7 @@ _LAYERS = 2
 _HEADS = (
     "num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads",
     "attention_heads", "num_encoder_attention_heads", "num_decoder_attention_heads", "linear_num_value_heads",
-    "linear_num_key_heads",
+    "linear_num_key_heads", "num_self_attention_heads", "num_cross_attention_heads",
 )  # fmt: skip
 _GROUPS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num", "num_kv_groups")
 _HEAD = (
@@ -45,7 +46,7 @@ _HIDDEN = (
     "hidden_size", "d_model", "n_embd", "n_embed", "dim", "embed_dim", "emb_dim", "embedding_size", "model_dim",
     "dim_model", "word_embed_proj_dim", "true_hidden_size", "decoder_hidden_size", "encoder_hidden_size",
     "attention_hidden_size", "lru_width", "output_hidden_size", "out_hidden_size", "projection_dim", "embedding_dim",
-    "hidden_dim",
+    "hidden_dim", "d_latents",
 )  # fmt: skip
 _INNER = (
     "intermediate_size", "ffn_dim", "d_ff", "dff", "n_inner", "d_inner", "encoder_ffn_dim", "decoder_ffn_dim",
@@ -57,10 +58,12 @@ _EXPERT_INNER = (
 )  # fmt: skip
 _DEPTH = (
     "num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "num_encoder_layers",
-    "num_decoder_layers", "num_blocks", "depth",
+    "num_decoder_layers", "num_blocks", "depth", "num_self_attends_per_block",
+    "num_layers_per_stack",
 )  # fmt: skip
 _STATE_HEADS = ("mamba_n_heads",)
 _WORDS = ("vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size", "src_vocab_size", "tgt_vocab_size")
+_SPREADS = ("initializer_range", "initializer_factor", "init_std")
 _KINDS_OF_LAYERS = ("layer_types", "layers_block_type", "block_types")
 _AT_MOST: Mapping[str, int] = {
     "max_position_embeddings": 64, "n_positions": 64, "n_ctx": 64, "max_seq_len": 64, "max_sequence_length": 64,
@@ -73,7 +76,7 @@ _AT_MOST: Mapping[str, int] = {
     "num_nextn_predict_layers": 0, "qk_nope_head_dim": 16, "q_lora_rank": 40, "kv_lora_rank": 24,
     "rotary_dim": 4, "entity_vocab_size": 32, "entity_emb_size": 32, "index_head_dim": 16, "index_n_heads": 4,
     "image_size": 32, "patch_size": 8, "chunk_size": 8, "mamba_chunk_size": 8,
-    "prompt_length": 2, "prompt_types": 4, "segment_types": 4,
+    "num_latents": 8, "encoder_hash_byte_group_vocab": 64, "prompt_length": 2, "prompt_types": 4, "segment_types": 4,
 }  # fmt: skip
 
 
@@ -87,7 +90,13 @@ def shrunken(table: Mapping[str, Any], size: Size) -> dict[str, Any]:
     depth = _first(table, _DEPTH)
     small: dict[str, Any] = {}
     for key, value in table.items():
-        if isinstance(value, Mapping):
+        if key in _SPREADS and isinstance(value, float) and not math.isfinite(value):
+            continue  # no weight is drawn by it: small models get weights of their own
+        if key == "per_layer_config" and isinstance(value, Mapping):  # of layers that differ, by their numbers
+            layers = {int(index): settings for index, settings in value.items()}
+            kept = {place: layers[index] for place, index in enumerate(keep) if index in layers}
+            small[key] = {place: shrunken(settings, size) for place, settings in kept.items()}
+        elif isinstance(value, Mapping):
             is_labels = key in ("id2label", "label2id")
             small[key] = value if is_labels else _rope(value) if key.startswith("rope") else shrunken(value, size)
         elif isinstance(value, list) and depth > _LAYERS and len(value) == depth:

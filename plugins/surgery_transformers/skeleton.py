@@ -46,7 +46,7 @@ def meta_model(config_or_folder: Any, auto_class: str | None = None) -> torch.nn
     with torch.device("meta"):
         try:
             check_size(config.to_dict(), _where(config_or_folder))
-            return cast("torch.nn.Module", _builder(config, auto_class)(config))
+            model = cast("torch.nn.Module", _builder(config, auto_class)(config))
         except (MemoryError, CheckpointError):
             raise
         except Exception as error:  # a model's own code, on numbers and names that nobody has checked
@@ -55,6 +55,24 @@ def meta_model(config_or_folder: Any, auto_class: str | None = None) -> torch.nn
                 _where(config_or_folder),
                 _first_line(error),
             ) from error
+    if next(model.parameters(), None) is None:  # a class that others are made from, such as PreTrainedModel
+        raise CheckpointError(
+            f"{type(model).__name__}, which `architectures` names, is no model: it has no parameters",
+            _where(config_or_folder),
+            _real_class(config.model_type),
+        )
+    return model
+
+
+def _real_class(model_type: str) -> str:
+    """Return a hint that names classes of a type which are models."""
+    from transformers.models.auto import modeling_auto
+
+    tables = ("MODEL_MAPPING_NAMES", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_MASKED_LM_MAPPING_NAMES")
+    named = (getattr(modeling_auto, table).get(model_type) for table in tables)
+    classes = dict.fromkeys(name if isinstance(name, str) else name[0] for name in named if name)
+    listed = " or ".join(f'"architectures": ["{name}"]' for name in classes)
+    return f"say {listed} in config.json" if classes else "name the model's class in config.json: `architectures`"
 
 
 def _config(config_or_folder: Any) -> PretrainedConfig:

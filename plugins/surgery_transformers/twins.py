@@ -111,6 +111,8 @@ def _batches(model: nn.Module) -> Callable[[int, int], Mapping[str, Any]]:
                 given[name] = words.repeat(size, 1)
         if "bbox" in accepted:
             given["bbox"] = torch.arange(1, 5).repeat(size, lengths["input_ids"], 1)
+        if "lang_ids" in accepted:
+            given["lang_ids"] = torch.zeros(size, dtype=torch.long)
         if "use_cache" in accepted:
             given["use_cache"] = False
         return given

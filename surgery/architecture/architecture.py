@@ -20,7 +20,8 @@ class Slice:
     Attributes:
         path: module path, written as in `Architecture.roles`.
         view: the fused axis seen as an array; one entry may be -1 and is inferred. A count may be an expression of
-            configuration names, such as `"num_attention_heads"` or `"num_attention_heads // num_key_value_heads + 2"`.
+            configuration names, such as `"num_attention_heads"` or `"num_attention_heads // num_key_value_heads + 2"`;
+            `"attn_config.kv_n_heads"` is a name in a part of the configuration.
         dim: the dimension of the view that is narrowed.
         start, length: what of that dimension belongs to the role; counts as in `view`.
         axis: the weight's axis that is fused (0 for `nn.Linear`, 1 for `Conv1D`); a bias is cut on its only axis.
@@ -67,7 +68,7 @@ class Architecture:
         roles: role -> path relative to the base model (`*` stands for a layer: `*.mlp.up_proj`; `decoder:*.norm` is
             for one stack only), a `Slice`, a `When`, or several of them. A path names a module, whose parameters all
             get the role, or a parameter. A further `*` stands for any index of a list inside a layer, `3` or
-            `expert_3`: `*.attention.norms.*`.
+            `expert_3`, or a language's code, `de_DE`: `*.attention.norms.*`.
         heads: role -> path relative to the whole model, for what stands outside the base model.
         conv1d: whether linear weights inside layers are stored (fan_in, fan_out). Live models tell this themselves;
             file headers cannot.

@@ -1,4 +1,4 @@
-"""Counts that depend on a configuration: `8`, `num_heads`, `num_heads + 2 * num_key_value_heads`. Data, never code."""
+"""Counts that depend on a configuration: `8`, `num_heads`, `num_heads + 2 * attn.kv_heads`. Data, never code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from surgery.errors import PluginError
 __all__ = ["Count", "UnknownSettingError", "check_count", "count_of", "setting"]
 
 Count: TypeAlias = int | str
-"""A number, or an expression of configuration names, whole numbers, parentheses and + - * //."""
+"""A number, or an expression of configuration names, whole numbers, parentheses and + - * //; dots lead into parts."""
 
 _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
@@ -63,8 +63,14 @@ def count_of(count: Count, settings: Mapping[str, Any], defaults: Mapping[str, A
 
 
 def setting(name: str, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> Any:
-    """Return what the configuration says under `name`, else the default, else None."""
-    said = settings.get(name)
+    """Return what the configuration says under `name`, else the default, else None.
+
+    A name with dots, `attn_config.kv_heads`, is one of a part of the configuration.
+    """
+    first, *inner = name.split(".")
+    said = settings.get(first)
+    for part in inner:  # a part is a table in a file, and an object in a live configuration
+        said = said.get(part) if isinstance(said, Mapping) else getattr(said, part, None)
     return defaults.get(name) if said is None else said
 
 
@@ -77,8 +83,16 @@ def _refuse_code(node: ast.expr) -> None:
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
         _refuse_code(node.left)
         _refuse_code(node.right)
-    elif not isinstance(node, ast.Name) and not (isinstance(node, ast.Constant) and type(node.value) is int):
+    elif not _name(node) and not (isinstance(node, ast.Constant) and type(node.value) is int):
         raise ValueError(ast.dump(node))
+
+
+def _name(node: ast.expr) -> str:
+    """Return the name that a node is, dots included; "" where it is none."""
+    if isinstance(node, ast.Attribute):
+        outer = _name(node.value)
+        return f"{outer}.{node.attr}" if outer else ""
+    return node.id if isinstance(node, ast.Name) else ""
 
 
 def _value(node: ast.expr, settings: Mapping[str, Any], defaults: Mapping[str, Any], depth: int) -> int:
@@ -88,10 +102,10 @@ def _value(node: ast.expr, settings: Mapping[str, Any], defaults: Mapping[str, A
     if isinstance(node, ast.Constant):
         assert isinstance(node.value, int)
         return node.value
-    assert isinstance(node, ast.Name)
-    said = setting(node.id, settings, defaults)
+    name = _name(node)
+    said = setting(name, settings, defaults)
     if isinstance(said, str) and depth:  # a default in terms of other settings
         return _value(_tree(said), settings, defaults, depth - 1)
     if isinstance(said, bool) or not isinstance(said, int):
-        raise UnknownSettingError(node.id)
+        raise UnknownSettingError(name)
     return said

@@ -51,7 +51,8 @@ def decide(spec: Spec, found: Inventory, described: Anatomy, registry: Registry)
     Raises:
         PlanError: as `plan`.
     """
-    edits, outcomes = resolve(spec.rules, sites_of(found, described.architecture), found, registry)
+    told = sites_of(found, described.architecture)
+    edits, outcomes = resolve(spec.rules, told, found, registry, is_inferred=described.inference is not None)
     return Plan(
         spec=spec,
         model_type=found.model_type or "",

@@ -71,10 +71,10 @@ _FAMILIES = (
     (rf"(?:{_MLP}\.)?up_proj", "mlp.up"),
     (rf"(?:{_MLP}\.)?down_proj", "mlp.down"),
     (rf"{_MLP}\.(?:wi_0)", "mlp.gate"),
-    (rf"{_MLP}\.(?:wi_1|wi)", "mlp.up"),
+    (rf"{_MLP}\.(?:wi_1|wi|dense1)", "mlp.up"),
     (rf"(?:{_MLP}\.)?(?:fc1|fc_in|c_fc|dense_h_to_4h|lin1|linear_1|layer_1)", "mlp.up"),
     (rf"(?:{_MLP}\.)?(?:fc2|fc_out|c_proj|dense_4h_to_h|lin2|linear_2|layer_2)", "mlp.down"),
-    (rf"{_MLP}\.wo", "mlp.down"),
+    (rf"{_MLP}\.(?:wo|dense2)", "mlp.down"),
     (r"(?:feed_forward\.)?intermediate(?:\.dense)?|feed_forward\.dense\.dense|ffn", "mlp.up"),
     (r"(?:feed_forward\.)?output(?:\.dense)?|ffn_output", "mlp.down"),
 )

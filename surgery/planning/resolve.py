@@ -35,9 +35,13 @@ class _State:
 
 
 def resolve(
-    rules: Sequence[Rule], sites: Sequence[Site], inventory: Inventory, registry: Registry
+    rules: Sequence[Rule], sites: Sequence[Site], inventory: Inventory, registry: Registry, *, is_inferred: bool = False
 ) -> tuple[tuple[Edit, ...], tuple[RuleOutcome, ...]]:
     """Decide every rule over all sites.
+
+    Args:
+        rules, sites, inventory, registry: what is asked of what.
+        is_inferred: no plugin describes the model, and its roles are inferred.
 
     Raises:
         PlanError: everything that is wrong at once: rules that match or win nothing, layers out of range, failed
@@ -46,7 +50,7 @@ def resolve(
     """
     state = _State()
     matching = Matching(sites, len(rules))
-    resolver = _Resolver(sites, inventory, matching)
+    resolver = _Resolver(sites, inventory, matching, is_inferred)
     for index, rule in enumerate(rules):
         kind = Asked(rule.adapter, registry)
         options = registry.bind(rule, f"rules[{index}]")
@@ -69,8 +73,9 @@ def resolve(
 
 
 class _Resolver:
-    def __init__(self, sites: Sequence[Site], inventory: Inventory, matching: Matching) -> None:
+    def __init__(self, sites: Sequence[Site], inventory: Inventory, matching: Matching, is_inferred: bool) -> None:
         self._sites = sites
+        self._is_inferred = is_inferred
         self._inventory = inventory
         self._matching = matching
         self._beside: dict[tuple[str, str], dict[str, Site]] = {}
@@ -276,7 +281,10 @@ class _Resolver:
         parts = []
         if role is not None:
             roles = {site.role for site in self._sites if not site.role.startswith("other.")}
-            if roles:
+            if self._is_inferred and roles and "norm" in role:
+                norm = next((site.path.rpartition(".")[2] for site in self._sites if site.host == "norm"), "norm")
+                parts.append(f"norms are not inferred: say `target: .*\\.{norm}`, or describe them in a plugin")
+            elif roles:
                 parts.append(nearest(role.replace("\\", ""), roles))
             else:
                 parts.append("this model has no architecture plugin, so no roles: use `target:`")

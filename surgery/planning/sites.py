@@ -23,9 +23,8 @@ _NOTHING = Architecture((), "", {}, {})
 _MATRICES = ("attention.", "cross_attention.", "linear_attention.", "mlp.", "moe.", "ssm.")
 """Beginnings of roles whose 2-D parameters are matrices of linear maps, whatever module holds them."""
 
-_INDEX = re.compile(r"(?<=\.)(?:expert_)?\d+(?=\.)")
-"""An index of a list inside a layer; some call the modules of experts so."""
-
+_INDEX = re.compile(r"(?<=\.)(?:(?:expert_)?\d+|[a-z]{2,3}_[A-Z]{2})(?=\.)")
+"""An index of a list inside a layer; some call the modules of experts so, or those of languages."""
 
 _TABLES = ("embedding.token", "embedding.position", "embedding.token_type", "embedding.relative")
 """Roles whose 2-D parameters are tables of rows that are looked up."""
@@ -178,11 +177,12 @@ class _Anatomy:
     def _guess_host(self, entry: ParameterEntry, role: str, layer: int | None) -> str:
         """What holds a tensor of which only a file header is known."""
         weight = self._weights.get(entry.path, ())
+        is_called_norm = "norm" in entry.path.rpartition(".")[2].lower()
         if entry.parameter not in ("weight", "bias"):  # what torch's own modules call theirs
-            return "other"
+            return "norm" if is_called_norm and role.startswith("norm.") and len(entry.shape) == 1 else "other"
         if role in _TABLES and len(weight) == 2:
             return "embedding"
-        if role.startswith("norm.") or (len(weight) == 1 and "norm" in entry.path.rpartition(".")[2].lower()):
+        if role.startswith("norm.") or (len(weight) == 1 and is_called_norm):
             return "norm"
         if len(weight) != 2:  # a convolution, or a bias that is no linear module's
             return "other"

@@ -341,5 +341,7 @@ def _inside(architecture: Architecture, found: Sequence[Site]) -> dict[str, str]
     for site in found:
         if site.name.startswith(base):
             place = f" of {site.stack} {site.layer}" if site.layer is not None else ""
-            roles[site.name.removeprefix(base)].append(site.role.replace(f"other.{base}", "other.") + place)
+            is_own = site.role == f"other.{base}".removesuffix(".")  # of the base model itself, in no module of it
+            role = f"other.{site.parameter}" if is_own else site.role.replace(f"other.{base}", "other.")
+            roles[site.name.removeprefix(base)].append(role + place)
     return {name: " and ".join(sorted(parts)) for name, parts in roles.items()}

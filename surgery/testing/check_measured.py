@@ -52,7 +52,10 @@ def compare_with_measured(kind: str, config: Any, class_name: str, registry: Reg
         registry: the description, and the sources of models that are asked for small ones.
     """
     twins, found = measured_on_twins(config, class_name, registry)
-    if twins is None or not found:
+    if twins is None:
+        why = "no small model of this class can be built and called with this configuration"
+        return Finding("measure", kind, class_name, skipped=why)
+    if not found:
         return Finding("measure", kind, class_name, skipped="nothing can be measured on small models of this class")
     taken = inventory(twins.models[0].model, registry)
     architecture = anatomy(taken, registry).architecture

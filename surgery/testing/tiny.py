@@ -128,8 +128,9 @@ def _shrunken(cls: Any, leave_out: Sequence[str]) -> dict[str, Any]:
     if "expand" in known and {"num_heads", "head_dim"} <= set(chosen):  # Mamba 2 has heads of the expanded width
         chosen["num_heads"] = known["expand"] * _WIDTH // chosen["head_dim"]
     heads = known.get("num_attention_heads")
-    if "num_key_value_heads" in chosen and known.get("num_key_value_heads") == heads:
-        chosen["num_key_value_heads"] = _HEADS
+    groups = known.get("num_key_value_heads")
+    if "num_key_value_heads" in chosen and groups in (1, heads):  # one for all heads, or one for each, by a choice
+        chosen["num_key_value_heads"] = 1 if groups == 1 else _HEADS
     words = chosen.get("vocab_size", known.get("vocab_size"))
     for name, value in known.items():
         if name.endswith("_token_id") and isinstance(value, int) and isinstance(words, int) and value >= words:
@@ -206,8 +207,12 @@ def _batch(model: Any) -> Iterator[tuple[str, Any]]:
         if "MultipleChoice" in type(model).__name__:
             ids = torch.stack((ids, ids.flip(0)), 1)
         yield "input_ids", ids
-        if "attention_mask" in names:
-            yield "attention_mask", torch.ones_like(ids)
+        beside = {
+            "attention_mask": torch.ones_like(ids),
+            "bbox": torch.arange(1, 5).expand(*ids.shape, 4),  # each word in the same box
+            "lang_ids": torch.zeros(len(ids), dtype=torch.long),
+        }
+        yield from ((name, tensor) for name, tensor in beside.items() if name in names)
     if "decoder_input_ids" in names and getattr(config, "is_encoder_decoder", False) and isinstance(words, int):
         yield "decoder_input_ids", _ids(config, words)
     vision = _part(config, "vision")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -152,6 +153,20 @@ def test_counts_come_from_the_configuration_and_then_from_the_defaults() -> None
         sites_of(Inventory("x", "", "model", (entry,), {}, {"heads": True}), found)
 
 
+@pytest.mark.parametrize("part", [{"heads": 4}, SimpleNamespace(heads=4)], ids=["file", "live"])
+def test_a_count_may_be_of_a_part_of_the_configuration(part: object) -> None:
+    cut = Slice("c", view=("attn.heads + 2 * attn.groups", -1), start="attn.heads", length="attn.groups")
+    found = Architecture(("x",), "", {}, {"attention.key": cut}, defaults={"attn.groups": 2})
+    entry = ParameterEntry("c", "weight", (16, 2), "float32", "linear")
+    (site,) = sites_of(Inventory("x", "", "model", (entry,), {}, {"attn": part}), found)
+    assert site.slice is not None and site.slice.indices() == tuple(range(8, 12))
+    for config in ({}, {"attn": 3}, {"heads": 4}):
+        with pytest.raises(PlanError, match=r"does not say 'attn\.heads'"):
+            sites_of(Inventory("x", "", "model", (entry,), {}, config), found)
+    with pytest.raises(PluginError, match="is no count"):
+        Architecture(("x",), "", {}, {"attention.key": Slice("c", view=("heads().groups", -1))})
+
+
 def test_a_condition_chooses_between_layouts() -> None:
     roles = {
         "attention.query": (
@@ -186,11 +201,12 @@ def test_lists_of_layers_in_lists_are_counted_through() -> None:
 def test_a_star_inside_a_layer_stands_for_any_index() -> None:
     roles = {"norm.query": "*.a.norms.*", "norm.key": "*.a.norms.1", "mlp.up": "up.*", "mlp.down": "x:*.b.*.c.weight"}
     names = ("l.0.a.norms.0.weight", "l.0.a.norms.11.bias", "l.0.a.norms.1.weight", "up.3.weight", "l.7.b.2.c.weight",
-             "l.7.a.norms.x.weight", "l.7.a.norms.0.0.weight", "l.7.b.2.c.bias")  # fmt: skip
+             "l.7.a.norms.x.weight", "l.7.a.norms.0.0.weight", "l.7.b.2.c.bias", "l.0.a.norms.de_DE.weight",
+             "l.0.a.norms.de_de.weight")  # fmt: skip
     entries = tuple(ParameterEntry(*name.rpartition(".")[::2], (4,), "float32", "norm") for name in names)
     found = sites_of(Inventory("x", "", "model", entries), Architecture(("x",), "", {"x": "l"}, roles))
     assert [site.role if not site.role.startswith("other.") else "" for site in found] == [
-        "norm.query", "norm.query", "norm.key", "mlp.up", "mlp.down", "", "", "",
+        "norm.query", "norm.query", "norm.key", "mlp.up", "mlp.down", "", "", "", "norm.query", "",
     ]  # fmt: skip
 
 
@@ -287,6 +303,13 @@ def test_hosts_that_are_guessed_from_a_header(role: str, shape: tuple[int, ...],
     entry = ParameterEntry("a", "weight", shape, "float32", "")
     (found,) = sites_of(Inventory("x", "", "headers", (entry,)), Architecture(("x",), "", {}, {role: "a"}))
     assert found.host == host
+
+
+def test_a_norms_own_parameter_is_known_from_a_header_by_what_holds_it() -> None:
+    entries = tuple(ParameterEntry(path, "temp", (4,), "float32", "") for path in ("qk_norm", "scale"))
+    roles = {"norm.key": ("qk_norm", "scale")}
+    found = sites_of(Inventory("x", "", "headers", entries), Architecture(("x",), "", {}, roles))
+    assert [site.host for site in found] == ["norm", "other"]
 
 
 # What is known and has no role ----------------------------------------------------------------------------------------

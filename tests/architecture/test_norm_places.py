@@ -20,9 +20,9 @@ ENTRANCES = {
 }
 EXITS = {"attention": "attention.output", "cross_attention": "cross_attention.output", "mlp": "mlp.down"}
 
-BETWEEN = ("jetmoe", "rwkv", "led", "longformer", "luke", "mobilebert")
+BETWEEN = ("jetmoe", "rwkv", "led", "longformer", "luke", "mobilebert", "prophetnet")
 """Types with something between a norm and attention: tokens are routed, mixed with the one before, turned to (length,
-batch, width), joined with entities, or the residual is not what the query is made of."""
+batch, width), joined with entities, put out stream by stream, or the residual is not what the query is made of."""
 
 Calls = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Module path -> what its first call was given and what it returned, flattened."""

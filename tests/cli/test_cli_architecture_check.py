@@ -324,10 +324,18 @@ def test_what_cannot_be_called_is_skipped_and_told(
 
 @pytest.mark.parametrize("kind", sorted(load_registry().architectures))
 def test_a_small_configuration_of_every_described_type(kind: str) -> None:
-    if kind in ("funnel", "gemma3", "lfm2_moe", "zamba"):  # layers, or parts, in lists that go with other settings
+    # Layers, or parts, in lists that go with other settings, and a default that builds no model.
+    if kind in ("funnel", "gemma3", "lfm2_moe", "zamba", "dbrx"):
         pytest.skip("needs --config")
     assert tiny_config(kind).model_type == kind
     assert classes_of(kind)
+
+
+def test_a_small_configuration_keeps_one_group_of_keys() -> None:
+    """GPT-BigCode says twice that all heads share one, and two groups would go with neither."""
+    made = tiny_config("gpt_bigcode")
+    assert made.multi_query
+    assert (made.num_key_value_heads, made.num_attention_heads) == (1, 4)
 
 
 @pytest.mark.parametrize("module", ["surgery_bert", "surgery_t5", "surgery_llama"])

@@ -11,6 +11,7 @@ import families_experts
 import families_hybrids
 import families_kin
 import families_unusual
+import families_various
 import torch
 from family import Family
 from torch import nn
@@ -26,6 +27,7 @@ _PARTS = (
     families_hybrids,
     families_kin,
     families_unusual,
+    families_various,
 )
 
 CONFIGS = {kind: config for part in _PARTS for kind, config in part.CONFIGS.items()}

@@ -13,6 +13,7 @@ from surgery.testing.tiny import classes_of
 REGISTRY = surgery.load_registry()
 FUSED = ("bloom", "falcon", "gpt2", "gpt_neox", "modernbert", "mpt", "phi3")
 OTHERS = sorted(set(REGISTRY.architectures) - set(FUSED))
+SETTINGS = {"dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}}}  # its own default cannot be called
 LANGUAGE = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration")
 
 
@@ -26,7 +27,7 @@ def compare(kind: str, registry: Registry = REGISTRY) -> tuple[str, list[str]]:
     import transformers
 
     try:
-        config = transformers.CONFIG_MAPPING[kind]()
+        config = transformers.CONFIG_MAPPING[kind](**SETTINGS.get(kind, {}))
     except Exception as error:  # a type whose own defaults do not hold
         pytest.skip(f"{kind}: {error}")
     finding = compare_with_measured(kind, config, language_model(kind), registry)

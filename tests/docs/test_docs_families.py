@@ -51,16 +51,16 @@ def test_coverage_tells_what_is_described_inferred_and_measured() -> None:
     coverage = script("architecture_coverage")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = coverage.measure(load_registry(), ["bert", "doge", "dots1", "persimmon", "xlnet"])
+        found = coverage.measure(load_registry(), ["bert", "gemma4_text", "dots1", "persimmon", "xlnet"])
     statuses = {name: one.status for name, one in found.items()}
     assert statuses == {
         "bert": "declared",
-        "doge": "inferred partly",
+        "gemma4_text": "inferred partly",
         "dots1": "not built",
         "persimmon": "inferred fully",
         "xlnet": "declared",
     }
-    assert list(found["doge"].without) == ["self_attn.dt_proj"]
+    assert list(found["gemma4_text"].without) == ["per_layer_input_gate", "per_layer_projection"]
     assert list(found["xlnet"].plain) == ["rel_attn.seg_embed"]
     assert found["bert"].lists == ["causal", "masked", "classes"]
     assert (found["persimmon"].agreed, found["persimmon"].new) == (3, 1)

@@ -17,6 +17,7 @@ import families_experts
 import families_hybrids
 import families_kin
 import families_unusual
+import families_various
 import pytest
 import torch
 from families import FAMILIES as ALL
@@ -32,7 +33,7 @@ from surgery.planning.headers import read_checkpoint_headers
 REGISTRY = load_registry()
 FAMILIES = tuple(
     item
-    for part in (families_core, families_experts, families_hybrids, families_kin, families_unusual)
+    for part in (families_core, families_experts, families_hybrids, families_kin, families_unusual, families_various)
     for item in part.FAMILIES
 )
 

@@ -135,6 +135,20 @@ def test_a_rule_that_may_mean_an_open_weight_fails_and_says_how_to_go_on() -> No
     assert plan(Spec(name="x", rules=rules), model, unmeasured).parameters > 0
 
 
+@pytest.mark.parametrize(("registry", "said"), [(UNDECLARED, "not inferred"), (REGISTRY, "did you mean")])
+def test_a_rule_on_norms_of_an_inferred_type_says_what_to_type(registry: Registry, said: str) -> None:
+    model, _ = build("LlamaForCausalLM")
+    with pytest.raises(PlanError) as caught:
+        plan(Spec(name="x", rules=[Rule(role=r"norm\.attention\.pre|norm\.x", adapter="full")]), model, UNDECLARED)
+    hint = caught.value.problems[0].hint
+    assert hint == r"norms are not inferred: say `target: .*\.input_layernorm`, or describe them in a plugin"
+    rule = Rule(target=hint.split("`")[1].removeprefix("target: "), adapter="full", expect=2)
+    assert plan(Spec(name="x", rules=[rule]), model, UNDECLARED).edits
+    with pytest.raises(PlanError) as caught:
+        plan(Spec(name="x", rules=[Rule(role=r"norm\.atention\.pre", adapter="full")]), model, registry)
+    assert said in caught.value.problems[0].hint
+
+
 @pytest.mark.parametrize("name", ["BertForSequenceClassification", "LlamaForCausalLM", "GPT2LMHeadModel"])
 def test_a_draft_is_a_plugin_that_says_what_was_inferred(name: str) -> None:
     model, _ = build(name)

@@ -212,6 +212,28 @@ def test_configurations_of_strangers_build_small_models_or_none(config: dict[str
         assert sum(parameter.numel() for parameter in twin.model.parameters()) < 2_000_000
 
 
+def test_weights_that_cannot_be_drawn_are_no_hindrance() -> None:
+    """Small models get weights of their own, so a spread that is no number changes nothing of what is measured."""
+    config = transformers.PersimmonConfig(hidden_size=64, num_attention_heads=4, num_hidden_layers=1)
+    usual = twins_of(config, "PersimmonForCausalLM")
+    config.initializer_range = float("nan")
+    strange = twins_of(config, "PersimmonForCausalLM")
+    assert usual is not None and strange is not None
+    assert parts(measure(strange)) == parts(measure(usual)) != {}
+
+
+def test_layers_that_are_said_by_number_are_kept_by_number() -> None:
+    """NeoMME's windows are said of the layers that have another one than the rest."""
+    config = transformers.NeoMMEConfig(num_hidden_layers=8, head_dim=32)
+    config.rope_parameters["full_attention"]["partial_rotary_factor"] = 0.5
+    built = twins_of(config, "NeoMMEForMaskedLM")
+    assert built is not None
+    small = built.models[0].model.config
+    assert small.layer_types == ["sliding_attention", "full_attention"]
+    assert [layer.sliding_window for layer in small.per_layer_config] == [64, None]
+    assert any("mlp.up" in found for found in parts(measure(built)).values())
+
+
 def test_scores_may_be_written_the_other_way_round(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys times queries, and the softmax over the keys' axis: the query is still what asks."""
     expected, einsum, softmax = parts(measure(twins())), torch.einsum, Tensor.softmax

@@ -232,3 +232,14 @@ def test_architectures_that_name_no_class(bert: Path, registry: Registry, tmp_pa
     (tmp_path / "config.json").write_text(json.dumps(config))
     model: Any = registry.models["transformers"].value.skeleton(tmp_path)
     assert type(model).__name__ == "BertModel"
+
+
+@pytest.mark.parametrize("name", ["PreTrainedModel", "BertPreTrainedModel"])
+def test_architectures_that_name_what_is_no_model(bert: Path, registry: Registry, tmp_path: Path, name: str) -> None:
+    """A plan of nothing would be a plan of 0 parameters."""
+    config = {**json.loads((bert / "config.json").read_text()), "architectures": [name]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=f"{name}, which `architectures` names, is no model") as caught:
+        registry.models["transformers"].value.skeleton(tmp_path)
+    assert caught.value.where == str(tmp_path)
+    assert 'say "architectures": ["BertModel"]' in caught.value.hint
