@@ -17,6 +17,7 @@ from surgery.checkpoint.lock import claim, hold
 from surgery.checkpoint.names import JOURNAL, WORK, check_name, staging_name
 from surgery.checkpoint.parents import open_with_parents
 from surgery.checkpoint.patching import RESIDUE, Patches, Write, latest
+from surgery.checkpoint.places import Places
 from surgery.checkpoint.receipt import encode_receipt, receipt_in
 from surgery.checkpoint.recover import clear, finish, real, recover_within, settle
 from surgery.checkpoint.shared import refuse_link
@@ -96,8 +97,8 @@ class Transaction:
     def create(self, name: str, size: int, *, digest: bool = False) -> StagedFile:
         """Stage the file `name` of exactly `size` bytes; with `digest` its sha256 is computed as it is filled.
 
-        `new` takes names with folders, such as `1_Pooling/config.json`; `replace` takes plain ones. Where an exception
-        leaves the file's block, the file is dropped, and may be created again.
+        Names may have folders, such as `1_Pooling/config.json`, which are made with the commit where they are not there.
+        Where an exception leaves the file's block, the file is dropped, and may be created again.
 
         Raises:
             CheckpointError: the name leaves the folder or is taken, or would replace a link.
@@ -111,7 +112,7 @@ class Transaction:
             file.write_at(0, data)
 
     def remove(self, name: str) -> None:
-        """Let `name` go with the commit, if it is there (`replace` only).
+        """Let `name` go with the commit, if it is there (`replace` only), and its folder, if nothing else is in it.
 
         Raises:
             CheckpointError: the name leaves the folder, or is created by this commit.
@@ -213,8 +214,9 @@ class Transaction:
         staging.put(_UNSEALED, journal.encode())
         hold(disk, folder, self.path, self._patience)
         try:
-            for move in journal.moves:
-                refuse_link(disk.look(folder, move.name) if move.staged else None, self.path / move.name)
+            with Places(disk, folder, self.path) as places:
+                for move in journal.moves:
+                    refuse_link(places.look(move.name) if move.staged else None, self.path / move.name)
             try:
                 self._is_decided = True
                 disk.rename(work, _UNSEALED, work, JOURNAL)
@@ -222,7 +224,7 @@ class Transaction:
                 self._is_decided = disk.look(work, JOURNAL) is not None
                 raise
             disk.sync(work)  # the decision
-            finish(disk, folder, work, journal)
+            finish(disk, folder, work, journal, self.path)
         finally:
             disk.unlock(folder)
         disk.remove_folder(folder, WORK)
