@@ -39,8 +39,8 @@ class Staging:
         self._token, self._count = disk.token(), 0
         self.moves: dict[str, Move] = {}
 
-    def reserve(self, size: int) -> None:
-        self._reserve.take(size)
+    def reserve(self, size: int, beside: int) -> None:
+        self._reserve.take(size, beside)
 
     def create(self, name: str, size: int, *, digest: bool) -> StagedFile:
         """`Transaction.create`."""

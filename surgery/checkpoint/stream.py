@@ -7,7 +7,7 @@ import os
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -78,8 +78,8 @@ class Stream:
         """Bytes that are kept to get the base back, adapters apart."""
         return self._spooled
 
-    def run(self, tx: Transaction, jobs: int) -> None:
-        """Write all weight files, and the residue's, into the commit.
+    def run(self, tx: Transaction, jobs: int, names: Collection[str]) -> None:
+        """Write the weight files `names`, and the residue's, into the commit; tensors of the others are only hashed.
 
         Raises:
             DriftError: what is merged, or the residue, is not what the record says.
@@ -87,9 +87,10 @@ class Stream:
             CheckpointError, DiskError: files that end too early; a disk that refuses.
         """
         weights = self._source.weights
-        with told(tx.path), tempfile.TemporaryFile(dir=tx.path.parent) as self._spool:
+        with told(tx.path), tempfile.TemporaryFile(dir=tx.scratch) as self._spool:
             try:
-                for name, head in weights.heads.items():
+                for name in sorted(names):
+                    head = weights.heads[name]
                     file = self._files[name] = tx.create(name, head.size)
                     file.copy_range(weights.fileno(name), 0, head.length, 0)
                     self._finish_if_whole(name)
@@ -155,7 +156,7 @@ class Stream:
             raise DriftError(what, where, "the weights, the residue or the record was changed; restore it from a copy")
 
     def _finish_if_whole(self, name: str) -> None:
-        if not self._left[name]:
+        if not self._left[name] and name in self._files:
             with self._finishing:
                 if self._files[name].is_open:
                     with self._files[name]:
@@ -169,13 +170,14 @@ class Stream:
 
     def _copy(self, piece: Piece, whole: Any) -> TensorRecord:
         header, digest = piece.header, hashlib.sha256()
-        file, offset, size = self._files[header.file.name], 0, header.end - header.start
+        file, offset, size = self._files.get(header.file.name), 0, header.end - header.start
         buffer = self._buffer("copy", _COPY)
         while offset < size:
             self._go_on(0, "")
             count = min(_COPY, size - offset)
             start = header.start + offset
-            file.copy_range(self._source.weights.fileno(header.file.name), start, count, start)
+            if file is not None:
+                file.copy_range(self._source.weights.fileno(header.file.name), start, count, start)
             view = memoryview(buffer)[:count]
             self._source.weights.read(header, offset, view)
             digest.update(view)

@@ -86,18 +86,23 @@ class Transaction:
 
     # What is to be written
 
-    def reserve(self, size: int) -> None:
-        """Set `size` bytes aside: what `create` will ask for, in all.
+    @property
+    def scratch(self) -> Path:
+        """A folder on the same disk for files that are gone when the commit is."""
+        return self.path / WORK if self.mode == "replace" else self.path.parent
+
+    def reserve(self, size: int, beside: int = 0) -> None:
+        """Set `size` bytes aside: what `create` will ask for, in all; `beside` is for the caller's own `scratch`.
 
         Raises:
             DiskError: the disk has not so much, is read-only or forbidden; nothing was written.
         """
-        self._writable().reserve(size)
+        self._writable().reserve(size, beside)
 
     def create(self, name: str, size: int, *, digest: bool = False) -> StagedFile:
         """Stage the file `name` of exactly `size` bytes; with `digest` its sha256 is computed as it is filled.
 
-        Names may have folders, such as `1_Pooling/config.json`, which are made with the commit where they are not there.
+        Names may have folders, such as `1_Pooling/config.json`, which are made with the commit if they are missing.
         Where an exception leaves the file's block, the file is dropped, and may be created again.
 
         Raises:

@@ -31,7 +31,12 @@ def merge(
         list[str],
         typer.Argument(metavar="ADAPTER...", help="Folders of adapters, surgery's or PEFT's; or NAME=FOLDER."),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The merged checkpoint; a new folder.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="The merged checkpoint; a new folder.")
+    ] = None,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Replace the files of BASE that change, all at once, instead of -o.")
+    ] = False,
     undo: Annotated[
         str,
         typer.Option(
@@ -55,7 +60,8 @@ def merge(
 ) -> None:
     """Merge adapters into a checkpoint, without building the model, so that unmerge gives the base back bit for bit.
 
-    The new folder appears complete or not at all. The same merge again does nothing; BASE is only read.
+    The new folder appears complete or not at all. The same merge again does nothing; BASE is only read, unless it is to
+    be replaced.
     """
     from surgery.cli.progress import progress
     from surgery.cli.weights import announcing, in_bytes, report_text, size_text
@@ -69,6 +75,7 @@ def merge(
             base,
             _named(adapters),
             out,
+            in_place=in_place,
             undo=undo,
             jobs=jobs,
             fast=fast,
@@ -79,7 +86,7 @@ def merge(
         )
     names = ", ".join(report.adapters)
     if report.was_done:
-        text = f"{out} already holds {names}"
+        text = f"{out or base} already holds {names}"
     else:
         kept = {
             "residue": f"residue {size_text(report.residue_bytes)}, adapters {size_text(report.adapter_bytes)}",
@@ -91,7 +98,7 @@ def merge(
     call.answer(report.to_dict(), report_text(report, text), _style)
     if report.left_out:
         call.note(f"not carried along, as they hold other weights: {', '.join(report.left_out[:5])}")
-    call.next_step(shell("surgery", "verify", out))
+    call.next_step(shell("surgery", "verify", out or base))
 
 
 def _named(adapters: list[str]) -> list[str] | dict[str, str]:

@@ -67,3 +67,21 @@ def test_exit_codes(world: Path, invoke: Run) -> None:
     assert invoke("verify", "tuned").code == 7
     assert invoke("unmerge", "tuned", "-o", "out").code == 7
     assert not (world / "out").exists()
+
+
+def test_in_place(world: Path, invoke: Run) -> None:
+    before = (world / "base" / "model.safetensors").read_bytes()
+    for words in (("merge", "base", "notes"), ("unmerge", "base")):
+        both = invoke(*words, "-o", "out", "--in-place")
+        assert (both.code, "not to both" in both.err) == (6, True)
+        neither = invoke(*words)
+        assert (neither.code, "--in-place" in neither.err) == (6, True)
+    assert invoke("merge", "base", "notes", "--in-place").out.startswith("merged notes into")
+    assert invoke("merge", "base", "notes", "--in-place").out == "base already holds notes\n"
+    assert invoke("verify", "base").out.startswith("right: 2 tensors")
+    result = invoke("unmerge", "base", "--in-place")
+    assert "this is the base, bit for bit" in result.out
+    assert "next: surgery verify base" in result.err
+    assert invoke("unmerge", "base", "--in-place").out.startswith("base was unmerged before")
+    assert (world / "base" / "model.safetensors").read_bytes() == before
+    assert sorted(path.name for path in (world / "base").iterdir()) == ["model.safetensors", "surgery-receipt.json"]

@@ -1,0 +1,210 @@
+"""One pass over a checkpoint, from a set of adapters to another: into a new folder, or in place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from surgery.checkpoint.carried import Carried, carried
+from surgery.checkpoint.foretold import Foretold
+from surgery.checkpoint.record import KEY, RESIDUE, AdapterRecord, MergedRecord, adapter_folder
+from surgery.checkpoint.report import CheckpointReport
+from surgery.checkpoint.saved import SavedAdapter
+from surgery.checkpoint.shared import refuse_link
+from surgery.checkpoint.source import Source, sha256_of
+from surgery.checkpoint.stream import Stream, Tell
+from surgery.checkpoint.transaction import Transaction
+from surgery.checkpoint.units import Unit, units_of
+from surgery.checkpoint.weights import Weights
+from surgery.errors import CheckpointError, StateError
+
+__all__ = ["Manner", "Work"]
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a pass is made.
+
+    Attributes:
+        undo: what is kept of the base.
+        fast: whether sums are rounded from one slice.
+        jobs: threads; by default up to four.
+        tell: told bytes done, bytes in all, and the file.
+        announce: told what will be done, before it is.
+    """
+
+    undo: str = "residue"
+    fast: bool = False
+    jobs: int | None = None
+    tell: Tell | None = None
+    announce: Callable[[Foretold], None] | None = None
+
+    @property
+    def threads(self) -> int:
+        return self.jobs or min(4, len(os.sched_getaffinity(0)))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done to a checkpoint.
+
+    Args:
+        source: where the base's rows come from.
+        old: adapters that are merged in it.
+        new: those that are to be in the result.
+        manner: how.
+
+    Raises:
+        StateError: the source keeps no way back, or `undo` would rest on what is replaced.
+    """
+
+    source: Source
+    old: Sequence[SavedAdapter]
+    new: Sequence[SavedAdapter]
+    manner: Manner
+    begin: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "new", sorted(self.new, key=lambda one: one.name))
+        record = self.source.record
+        if record is not None and record.undo == "none":
+            what = "the checkpoint was merged with undo='none': nothing was kept to get the base back"
+            raise StateError(what, str(self.weights.folder), "merge into the base again")
+
+    @property
+    def weights(self) -> Weights:
+        return self.source.weights
+
+    @cached_property
+    def units(self) -> list[Unit]:
+        return units_of(self.weights, self.old, self.new)
+
+    @cached_property
+    def going(self) -> Carried:
+        return carried(self.weights.folder, frozenset(self.weights.heads))
+
+    @cached_property
+    def planned(self) -> MergedRecord:
+        """The record without its tensors."""
+        record = self.source.record
+        origin = record.base if record is not None else str(self.weights.folder.resolve())
+        heads = {name: head.sha256 for name, head in self.weights.heads.items()}
+        kept = tuple(
+            AdapterRecord(one.name, one.format, one.factor, one.digest, tuple(sorted(one.files))) for one in self.new
+        )
+        return MergedRecord(self.manner.undo, origin, self.manner.fast, heads, kept)
+
+    def into(self, out: Path) -> CheckpointReport:
+        """Write a new folder."""
+        with Transaction(out, "new", job=self._job()) as tx:
+            if tx.done:
+                return replace(self._report(out), was_done=True)
+            self._announce(self.weights.heads, self.going.size)
+            stream = self._stream(tx, self.weights.heads, self.going.size)
+            self.going.copy(self.weights.folder, tx)
+            self._keep_adapters(tx)
+            self._commit(tx, stream, {})
+            return self._report(out, stream)
+
+    def within(self, tx: Transaction) -> CheckpointReport:
+        """Replace those files of the source's own folder that change; `tx` holds it.
+
+        Raises:
+            CheckpointError: one of them is a link, as in the cache of a hub.
+        """
+        folder, record = self.weights.folder, self.source.record
+        if self.new and self.manner.undo == "file" and Path(self.planned.base).resolve() == folder.resolve():
+            what = "undo='file' reads the base where it is, and a merge in place replaces it"
+            raise StateError(what, str(folder), "use --undo residue, or write to a new folder: -o OUT")
+        files = {
+            piece.header.file.name for unit in self.units if not unit.is_copied for piece in unit.pieces
+        }  # fmt: skip
+        for name in sorted(files):
+            refuse_link(os.lstat(folder / name), folder / name)
+        self._announce(files, 0)
+        stream = self._stream(tx, files, 0)
+        beside = {name: {"size": size, "sha256": sha256_of(folder / name)} for name, size in self.going.files}
+        heads = {name: {"size": head.size, "sha256": None} for name, head in self.weights.heads.items()}
+        self._keep_adapters(tx)
+        stay = {f"{adapter_folder(one.name)}/{name}" for one in self.new for name in one.files}
+        gone = {f"{adapter_folder(one.name)}/{name}" for one in self.old for name in one.files} - stay
+        if record is not None and record.undo in _KEPT and not (self.new and self.manner.undo in _KEPT):
+            gone.add(RESIDUE)
+        for name in sorted(gone):
+            tx.remove(name)
+        self._commit(tx, stream, {**beside, **heads})
+        return self._report(folder, stream)
+
+    def _announce(self, files: Collection[str], beside: int) -> None:
+        if self.manner.announce is not None:
+            self.manner.announce(Foretold.of(self.weights, self.units, self.manner.threads, beside, files))
+
+    def _stream(self, tx: Transaction, files: Collection[str], beside: int) -> Stream:
+        undo = self.manner.undo if self.new else "none"
+        changed = sum(
+            piece.header.end - piece.header.start for unit in self.units if unit.new for piece in unit.pieces
+        )  # fmt: skip
+        copies = changed if undo == "copy" else 0
+        size = sum(self.weights.heads[name].size for name in files) + beside + self._adapter_bytes + copies
+        tx.reserve(size, beside=copies)  # copies are collected in the order of threads, and then written in order
+        stream = Stream(self.source, self.units, undo=undo, correct=not self.manner.fast, tell=self.manner.tell)
+        stream.run(tx, self.manner.threads, frozenset(files))
+        for one in self.new:
+            for name, expected in one.fingerprint.items():
+                if stream.based[name] != expected:
+                    what = f"{name} has other values than in the base of {one.name!r}"
+                    hint = "this adapter was trained on another base: name that one"
+                    raise CheckpointError(what, str(one.folder), hint)
+        return stream
+
+    def _keep_adapters(self, tx: Transaction) -> None:
+        for one in self.new:
+            for name, path in one.files.items():
+                tx.write(f"{adapter_folder(one.name)}/{name}", path.read_bytes())
+
+    def _commit(self, tx: Transaction, stream: Stream, beside: Mapping[str, Any]) -> None:
+        """Commit with a receipt; `beside`: files of the folder that stay, for its list."""
+        records = dict(sorted(stream.records.items()))
+        bases = {"tensors": {name: one.base for name, one in records.items()}, "heads": self.planned.heads}
+        told = {KEY: replace(self.planned, tensors=records).encode()} if self.new else {"weights": bases}
+        tx.commit({**told, "files": beside})
+
+    @property
+    def _adapter_bytes(self) -> int:
+        return sum(path.stat().st_size for one in self.new for path in one.files.values())
+
+    def _report(self, out: Path, stream: Stream | None = None) -> CheckpointReport:
+        plain = CheckpointReport(
+            out, adapters=tuple(one.name for one in self.new), undo=self.manner.undo, left_out=self.going.left_out,
+            bytes=sum(head.size for head in self.weights.heads.values()), adapter_bytes=self._adapter_bytes,
+        )  # fmt: skip
+        if stream is None:
+            return plain
+        seconds = time.monotonic() - self.begin
+        return replace(plain, tensors=stream.reports, residue_bytes=stream.kept_bytes, seconds=seconds)
+
+    def _job(self) -> str:
+        """What is done, from what and by what.
+
+        The base's bits are pinned by the fingerprints of adapters; PEFT's have none: headers and sizes stand for it.
+        """
+        facts = {
+            **self.planned.encode(),
+            "base": "",
+            "sha256": "",
+            "tensors": "",
+            "sizes": {name: head.size for name, head in self.weights.heads.items()},
+        }
+        facts["carried"] = [list(one) for one in self.going.files]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=list).encode()).hexdigest()
+
+
+_KEPT = frozenset({"residue", "copy"})
+"""Ways back for which something is kept in the folder."""
