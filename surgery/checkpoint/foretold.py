@@ -34,10 +34,10 @@ class Foretold:
     hold: int
 
     @classmethod
-    def of(cls, weights: Weights, units: Sequence[Unit], jobs: int, beside: int, files: Collection[str]) -> Self:
-        """Say it of these units, with `files` written anew and so many bytes `beside` them."""
-        read = sum(head.size for head in weights.heads.values()) + beside
-        write = sum(weights.heads[name].size for name in files) + beside
+    def of(cls, weights: Weights, units: Sequence[Unit], jobs: int, beside: int, sizes: Collection[int]) -> Self:
+        """Say it of these units, with files of these `sizes` written anew and so many bytes `beside` them."""
+        read = sum(head.size for head in weights.stored_heads.values()) + beside
+        write = sum(sizes) + beside
         computed = sum(not unit.is_copied for unit in units)
         return cls(len(weights.heads), len(weights.headers), computed, read, write, jobs * BLOCK * _HELD)
 

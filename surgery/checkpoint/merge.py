@@ -26,6 +26,7 @@ from surgery.registry import Registry, load_registry
 __all__ = ["merge_checkpoint", "unmerge_checkpoint"]
 
 _UNDO = ("residue", "file", "copy", "none")
+_DTYPES = ("bfloat16", "float16", "float32")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -36,6 +37,7 @@ def merge_checkpoint(  # noqa: PLR0913 - everything after the star is optional o
     *,
     in_place: bool = False,
     undo: str = "residue",
+    dtype: str | None = None,
     jobs: int | None = None,
     fast: bool = False,
     weights: Mapping[str, float] | None = None,
@@ -58,6 +60,9 @@ def merge_checkpoint(  # noqa: PLR0913 - everything after the star is optional o
         undo: what is kept to take the adapters out again, bit for bit: `residue` (what merged weights and adapters do
             not tell, some thousandths of the weights), `file` (nothing: the base must stay where it is), `copy` (the
             changed weights), or `none`.
+        dtype: `bfloat16`, `float16` or `float32`: all floating tensors of 16 bits and more are written in it, targeted
+            or not, rounded once, and `config.json` says so. By default each keeps its own. Where the new dtype does
+            not hold all numbers of the old one, `undo` must be `copy`, `file` or `none`.
         jobs: threads; by default up to four.
         fast: round sums from one slice: as reproducible, and seldom the other neighbour (`surgery.exact`).
         weights: name of an adapter -> factor of what it adds.
@@ -74,6 +79,8 @@ def merge_checkpoint(  # noqa: PLR0913 - everything after the star is optional o
     """
     if undo not in _UNDO:
         raise StateError(f"undo={undo!r} is unknown", hint=nearest(undo, _UNDO))
+    if dtype is not None and dtype not in _DTYPES:
+        raise StateError(f"dtype={dtype!r} is unknown", hint=nearest(dtype, _DTYPES))
     target = _target(out, in_place=in_place)
     registry = registry or load_registry()
     named = _named(adapters)
@@ -83,19 +90,20 @@ def merge_checkpoint(  # noqa: PLR0913 - everything after the star is optional o
         raise StateError(f"a weight is given for {unknown[0]!r}, which is not merged", hint=nearest(unknown[0], named))
     check_machine()
     new = [load(folder, name, factors.get(name, 1.0), registry) for name, folder in named.items()]
-    manner = Manner(undo, fast, jobs, progress, announce)
 
     def work(source: Source, old: list[SavedAdapter]) -> Work:
         _refuse_twice(old, new)
         for one in new:
             one.fit(source.weights)
+        kept = source.record.dtype if source.record is not None else ""
+        manner = Manner(undo, fast, kept if dtype is None else dtype, jobs, progress, announce)
         return Work(source, old, [*old, *new], manner)
 
     if target is not None:
         with opened(Path(base), registry) as (source, old):
             return work(source, old).into(target)
     asked = [[one.name, one.format, one.factor, one.digest] for one in sorted(new, key=lambda one: one.name)]
-    return _in_place(Path(base), ["merge", asked, undo, fast], work, registry, jobs)
+    return _in_place(Path(base), ["merge", asked, undo, fast, dtype], work, registry, jobs)
 
 
 def unmerge_checkpoint(  # noqa: PLR0913 - everything after the star is optional or named
@@ -133,7 +141,8 @@ def unmerge_checkpoint(  # noqa: PLR0913 - everything after the star is optional
             if name not in names:
                 raise StateError(f"{name!r} is not merged here", str(merged), nearest(name, names))
         rest = [one for one in old if adapters and one.name not in adapters]
-        return Work(source, old, rest, Manner(source.record.undo, source.record.fast, jobs, progress, announce))
+        was = source.record
+        return Work(source, old, rest, Manner(was.undo, was.fast, was.dtype, jobs, progress, announce))
 
     if target is not None:
         with opened(Path(merged), registry) as (source, old):

@@ -11,7 +11,7 @@ from surgery.checkpoint.consistent import consistent
 from surgery.checkpoint.native import NativeAdapter
 from surgery.checkpoint.peft import PeftAdapter, is_peft
 from surgery.checkpoint.receipt import read_receipt
-from surgery.checkpoint.record import KEY, MergedRecord, adapter_folder
+from surgery.checkpoint.record import KEY, ORIGINALS, MergedRecord, adapter_folder
 from surgery.checkpoint.saved import SavedAdapter
 from surgery.checkpoint.source import Source, sha256_of
 from surgery.checkpoint.weights import Weights
@@ -34,11 +34,12 @@ def opened(folder: Path, registry: Registry, *, is_held: bool = False) -> Iterat
         if not is_held and os.access(folder, os.W_OK):
             folder = stack.enter_context(consistent(folder))
         receipt = read_receipt(folder)
-        weights = stack.enter_context(Weights(folder, registry))
         if receipt is None or KEY not in receipt:
-            yield stack.enter_context(Source(weights)), []
+            yield stack.enter_context(Source(stack.enter_context(Weights(folder, registry)))), []
             return
         record = MergedRecord.decode(receipt[KEY], str(folder))
+        originals = folder / ORIGINALS if record.dtype else None
+        weights = stack.enter_context(Weights(folder, registry, originals))
         _refuse_changed(folder, receipt["files"], record, weights)
         base = None
         if record.undo == "file":
@@ -63,9 +64,11 @@ def _refuse_changed(
     folder: Path, files: Mapping[str, Mapping[str, object]], record: MergedRecord, weights: Weights
 ) -> None:
     """Compare what the way back needs with the receipt, apart from weights, which are hashed as they pass."""
-    if {name: head.sha256 for name, head in weights.heads.items()} != dict(record.heads):
+    if {name: head.sha256 for name, head in weights.stored_heads.items()} != record.stored_heads:
         hint = "restore the files from a copy, or merge into the base again"
         raise DriftError("the headers of the weight files were changed since they were merged", str(folder), hint)
+    if {name: head.sha256 for name, head in weights.heads.items()} != dict(record.heads):
+        raise DriftError("the headers that were kept of the base were changed", str(folder), "restore them from a copy")
     if set(record.tensors) != set(weights.headers):
         raise DriftError("the weights hold other tensors than were merged", str(folder))
     for name, entry in files.items():

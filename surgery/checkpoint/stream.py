@@ -14,9 +14,11 @@ from typing import Any
 import torch
 
 from surgery.checkpoint.failures import told
+from surgery.checkpoint.layout import Layout
+from surgery.checkpoint.recast import as_wide, guessed
 from surgery.checkpoint.record import RESIDUE, TensorRecord
 from surgery.checkpoint.report import Tally
-from surgery.checkpoint.source import Source, as_tensor, dtype_of
+from surgery.checkpoint.source import Source, as_tensor
 from surgery.checkpoint.transaction import Transaction
 from surgery.checkpoint.units import Rows, Unit, blocks_of, changes_for
 from surgery.checkpoint.writing import StagedFile
@@ -78,7 +80,7 @@ class Stream:
         """Bytes that are kept to get the base back, adapters apart."""
         return self._spooled
 
-    def run(self, tx: Transaction, jobs: int, names: Collection[str]) -> None:
+    def run(self, tx: Transaction, jobs: int, names: Collection[str], layout: Layout) -> None:
         """Write the weight files `names`, and the residue's, into the commit; tensors of the others are only hashed.
 
         Raises:
@@ -86,13 +88,12 @@ class Stream:
             StateError: an adapter would make a weight overflow.
             CheckpointError, DiskError: files that end too early; a disk that refuses.
         """
-        weights = self._source.weights
+        weights, self._layout = self._source.weights, layout
         with told(tx.path), tempfile.TemporaryFile(dir=tx.scratch) as self._spool:
             try:
                 for name in sorted(names):
-                    head = weights.heads[name]
-                    file = self._files[name] = tx.create(name, head.size)
-                    file.copy_range(weights.fileno(name), 0, head.length, 0)
+                    file = self._files[name] = tx.create(name, layout.sizes[name])
+                    file.write_at(0, layout.heads.get(name) or weights.head(name))
                     self._finish_if_whole(name)
                 self._work(jobs)
                 if self._undo in {"residue", "copy"}:
@@ -131,9 +132,9 @@ class Stream:
         whole = hashlib.sha256() if len(unit.pieces) > 1 else None
         old = self._source.changes(unit)
         new: list[Rows] = []
-        if unit.new:
+        if unit.new or unit.cast:
             new = changes_for(unit, unit.new, self._bases)
-        tally = Tally()
+        tally = Tally() if unit.new else None
         for piece in unit.pieces:
             told_of = self._source.told_of(piece)
             is_changed = told_of is not None and told_of.at >= 0
@@ -146,7 +147,7 @@ class Stream:
             self._finish_if_whole(piece.header.file.name)
         with self._guard:
             self.based[unit.name] = whole.hexdigest() if whole else self.records[unit.pieces[0].header.name].base
-            if new:
+            if tally is not None:
                 self._tallies[unit.name] = tally
 
     def _refuse_drift(self, piece: Piece, told_of: TensorRecord, record: TensorRecord) -> None:
@@ -171,13 +172,13 @@ class Stream:
     def _copy(self, piece: Piece, whole: Any) -> TensorRecord:
         header, digest = piece.header, hashlib.sha256()
         file, offset, size = self._files.get(header.file.name), 0, header.end - header.start
-        buffer = self._buffer("copy", _COPY)
+        buffer, layout = self._buffer("copy", _COPY), self._layout.headers
         while offset < size:
             self._go_on(0, "")
             count = min(_COPY, size - offset)
-            start = header.start + offset
             if file is not None:
-                file.copy_range(self._source.weights.fileno(header.file.name), start, count, start)
+                place, to = (one[header.name].start + offset for one in (self._source.weights.stored, layout))
+                file.copy_range(self._source.weights.fileno(header.file.name), place, count, to)
             view = memoryview(buffer)[:count]
             self._source.weights.read(header, offset, view)
             digest.update(view)
@@ -188,8 +189,10 @@ class Stream:
         found = digest.hexdigest()
         return TensorRecord(header.file.name, found, found)
 
-    def _compute(self, piece: Piece, old: list[Rows], new: list[Rows], tally: Tally, whole: Any) -> TensorRecord:
-        header, dtype = piece.header, dtype_of(piece)
+    def _compute(self, piece: Piece, old: list[Rows], new: list[Rows], tally: Tally | None, whole: Any) -> TensorRecord:
+        header, dtype = piece.header, self._source.stored_dtype(piece)
+        place = self._layout.headers[header.name]
+        into: torch.dtype = getattr(torch, place.dtype)
         told_of, file = self._source.told_of(piece), self._files[header.file.name]
         before, base, after = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
         for index, block in enumerate(blocks_of(piece)):
@@ -208,21 +211,22 @@ class Stream:
             result = rows
             if new:
                 change = new[block.matrix]
-                outgoing = memoryview(self._buffer("out", size))[:size]
-                into = as_tensor(outgoing, block, dtype)
+                room = memoryview(self._buffer("out", block.rows * block.columns * into.itemsize))
+                outgoing = as_tensor(room, block, into)
                 try:
-                    result = change.merge(rows, block.row, self._correct, into)
+                    result = change.merge(rows, block.row, self._correct, outgoing)
                 except StateError as error:
                     where = f"{header.file.name}: tensor {header.name!r}, {error.where}".removesuffix(", ")
                     raise StateError(error.what, where, error.hint) from error
                 added = change.added(rows, result, block.row)
-                tally.add(rows, result, added)
+                if tally is not None:
+                    tally.add(as_wide(rows, result), result, added)
                 # What is added by a sum is what is predicted of it.
                 predicted = added if change.is_sum else None
                 self._remember(header.name, rows, result, predicted, change, block.row)
             bits = as_bytes(result)
             after.update(bits)
-            file.write_at(header.start + block.offset * dtype.itemsize, bits)
+            file.write_at(place.start + block.offset * into.itemsize, bits)
             self._go_on(size, header.file.name)
         if told_of is not None and told_of.at >= 0 and before.hexdigest() != told_of.merged:
             what = "the merged weights were changed since they were written"
@@ -241,6 +245,8 @@ class Stream:
     ) -> None:
         if self._undo == "residue":
             known = change.predict(result, start) if predicted is None else predicted
+            if result.dtype != rows.dtype:
+                result, known = guessed(result, known, rows.dtype), torch.zeros_like(known)
             blob: bytes | memoryview = encode(rows, result, known)
         elif self._undo == "copy":
             blob = as_bytes(rows)

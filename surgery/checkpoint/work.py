@@ -12,9 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from surgery.checkpoint.carried import Carried, carried
 from surgery.checkpoint.foretold import Foretold
-from surgery.checkpoint.record import KEY, RESIDUE, AdapterRecord, MergedRecord, adapter_folder
+from surgery.checkpoint.layout import Layout, cast_of, recast_config, recast_index
+from surgery.checkpoint.recast import holds
+from surgery.checkpoint.record import KEY, ORIGINALS, RESIDUE, AdapterRecord, MergedRecord, adapter_folder
 from surgery.checkpoint.report import CheckpointReport
 from surgery.checkpoint.saved import SavedAdapter
 from surgery.checkpoint.shared import refuse_link
@@ -35,6 +39,7 @@ class Manner:
     Attributes:
         undo: what is kept of the base.
         fast: whether sums are rounded from one slice.
+        dtype: what floating tensors of the result get; "" for their own.
         jobs: threads; by default up to four.
         tell: told bytes done, bytes in all, and the file.
         announce: told what will be done, before it is.
@@ -42,6 +47,7 @@ class Manner:
 
     undo: str = "residue"
     fast: bool = False
+    dtype: str = ""
     jobs: int | None = None
     tell: Tell | None = None
     announce: Callable[[Foretold], None] | None = None
@@ -77,6 +83,16 @@ class Work:
         if record is not None and record.undo == "none":
             what = "the checkpoint was merged with undo='none': nothing was kept to get the base back"
             raise StateError(what, str(self.weights.folder), "merge into the base again")
+        self._refuse_lossy()
+
+    def _refuse_lossy(self) -> None:
+        """A residue says what is missing of W in W'; where W' is the coarser one, that is nearly all of W."""
+        for header in self.weights.headers.values() if self.new and self.manner.undo == "residue" else ():
+            into = cast_of(header, self.manner.dtype)
+            if into and not holds(getattr(torch, into), getattr(torch, header.dtype)):
+                what = f"a residue cannot give {header.dtype} back out of {into}, which does not hold its numbers"
+                where = f"{header.file}: tensor {header.name!r}"
+                raise StateError(what, where, "say --undo copy, which keeps them, or --undo none")
 
     @property
     def weights(self) -> Weights:
@@ -84,11 +100,40 @@ class Work:
 
     @cached_property
     def units(self) -> list[Unit]:
-        return units_of(self.weights, self.old, self.new)
+        return units_of(self.weights, self.old, self.new, self.dtype)
+
+    @property
+    def dtype(self) -> str:
+        """What floating tensors of the result get; the base has its own."""
+        return self.manner.dtype if self.new else ""
+
+    @cached_property
+    def layout(self) -> Layout:
+        return Layout.of(self.weights, self.dtype)
+
+    @cached_property
+    def altered(self) -> dict[str, bytes]:
+        """Files beside the weights that say a dtype or sizes, where these change or have changed."""
+        found = {}
+        for name in (_CONFIG, _INDEX) if self.layout.heads or self.weights.originals else ():
+            if (self.weights.folder / name).is_file():
+                data = self.weights.original(name)
+                if self.layout.heads:
+                    data = recast_config(data, self.dtype) if name == _CONFIG else recast_index(data, self.layout)
+                found[name] = data
+        return found
+
+    @cached_property
+    def originals(self) -> dict[str, bytes]:
+        """What is kept of a base whose dtype is changed."""
+        found = {f"{name}.head": self.weights.head(name) for name in self.layout.heads}
+        if found:
+            found.update({name: self.weights.original(name) for name in self.altered})
+        return {f"{ORIGINALS}/{name}": data for name, data in found.items()}
 
     @cached_property
     def going(self) -> Carried:
-        return carried(self.weights.folder, frozenset(self.weights.heads))
+        return carried(self.weights.folder, frozenset(self.weights.heads)).without(self.altered)
 
     @cached_property
     def planned(self) -> MergedRecord:
@@ -99,7 +144,9 @@ class Work:
         kept = tuple(
             AdapterRecord(one.name, one.format, one.factor, one.digest, tuple(sorted(one.files))) for one in self.new
         )
-        return MergedRecord(self.manner.undo, origin, self.manner.fast, heads, kept)
+        written = {name: hashlib.sha256(head).hexdigest() for name, head in self.layout.heads.items()}
+        dtype = self.dtype if written else ""
+        return MergedRecord(self.manner.undo, origin, self.manner.fast, heads, kept, dtype=dtype, written=written)
 
     def into(self, out: Path) -> CheckpointReport:
         """Write a new folder."""
@@ -109,7 +156,7 @@ class Work:
             self._announce(self.weights.heads, self.going.size)
             stream = self._stream(tx, self.weights.heads, self.going.size)
             self.going.copy(self.weights.folder, tx)
-            self._keep_adapters(tx)
+            self._keep(tx)
             self._commit(tx, stream, {})
             return self._report(out, stream)
 
@@ -132,9 +179,11 @@ class Work:
         stream = self._stream(tx, files, 0)
         beside = {name: {"size": size, "sha256": sha256_of(folder / name)} for name, size in self.going.files}
         heads = {name: {"size": head.size, "sha256": None} for name, head in self.weights.heads.items()}
-        self._keep_adapters(tx)
+        self._keep(tx)
         stay = {f"{adapter_folder(one.name)}/{name}" for one in self.new for name in one.files}
         gone = {f"{adapter_folder(one.name)}/{name}" for one in self.old for name in one.files} - stay
+        if self.weights.originals is not None:
+            gone |= {f"{ORIGINALS}/{path.name}" for path in self.weights.originals.iterdir()} - set(self.originals)
         if record is not None and record.undo in _KEPT and not (self.new and self.manner.undo in _KEPT):
             gone.add(RESIDUE)
         for name in sorted(gone):
@@ -144,18 +193,23 @@ class Work:
 
     def _announce(self, files: Collection[str], beside: int) -> None:
         if self.manner.announce is not None:
-            self.manner.announce(Foretold.of(self.weights, self.units, self.manner.threads, beside, files))
+            sizes = [self.layout.sizes[name] for name in files]
+            self.manner.announce(Foretold.of(self.weights, self.units, self.manner.threads, beside, sizes))
 
     def _stream(self, tx: Transaction, files: Collection[str], beside: int) -> Stream:
         undo = self.manner.undo if self.new else "none"
         changed = sum(
-            piece.header.end - piece.header.start for unit in self.units if unit.new for piece in unit.pieces
-        )  # fmt: skip
+            piece.header.end - piece.header.start
+            for unit in self.units
+            if unit.new or unit.cast
+            for piece in unit.pieces
+        )
         copies = changed if undo == "copy" else 0
-        size = sum(self.weights.heads[name].size for name in files) + beside + self._adapter_bytes + copies
+        size = sum(self.layout.sizes[name] for name in files) + beside + self._adapter_bytes + copies
+        size += sum(map(len, (*self.altered.values(), *self.originals.values())))
         tx.reserve(size, beside=copies)  # copies are collected in the order of threads, and then written in order
         stream = Stream(self.source, self.units, undo=undo, correct=not self.manner.fast, tell=self.manner.tell)
-        stream.run(tx, self.manner.threads, frozenset(files))
+        stream.run(tx, self.manner.threads, frozenset(files), self.layout)
         for one in self.new:
             for name, expected in one.fingerprint.items():
                 if stream.based[name] != expected:
@@ -164,7 +218,10 @@ class Work:
                     raise CheckpointError(what, str(one.folder), hint)
         return stream
 
-    def _keep_adapters(self, tx: Transaction) -> None:
+    def _keep(self, tx: Transaction) -> None:
+        """Stage the adapters, and what goes with another dtype."""
+        for name, data in {**self.altered, **self.originals}.items():
+            tx.write(name, data)
         for one in self.new:
             for name, path in one.files.items():
                 tx.write(f"{adapter_folder(one.name)}/{name}", path.read_bytes())
@@ -183,7 +240,7 @@ class Work:
     def _report(self, out: Path, stream: Stream | None = None) -> CheckpointReport:
         plain = CheckpointReport(
             out, adapters=tuple(one.name for one in self.new), undo=self.manner.undo, left_out=self.going.left_out,
-            bytes=sum(head.size for head in self.weights.heads.values()), adapter_bytes=self._adapter_bytes,
+            bytes=sum(self.layout.sizes.values()), adapter_bytes=self._adapter_bytes,
         )  # fmt: skip
         if stream is None:
             return plain
@@ -206,5 +263,6 @@ class Work:
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=list).encode()).hexdigest()
 
 
+_CONFIG, _INDEX = "config.json", "model.safetensors.index.json"
 _KEPT = frozenset({"residue", "copy"})
 """Ways back for which something is kept in the folder."""

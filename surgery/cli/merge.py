@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,12 +17,23 @@ EXAMPLES = "Example:  surgery merge models/base runs/notes/adapter -o models/mer
 _UNDO = ("residue", "file", "copy", "none")
 
 
-def _undo(value: str) -> str:
-    if value not in _UNDO:
+_DTYPES = ("bfloat16", "float16", "float32")
+
+
+def _one_of(value: str, known: Sequence[str]) -> str:
+    if value not in known:
         from surgery.errors import nearest
 
-        raise typer.BadParameter(f"{value!r} is unknown; {nearest(value, _UNDO)}")
+        raise typer.BadParameter(f"{value!r} is unknown; {nearest(value, known)}")
     return value
+
+
+def _undo(value: str) -> str:
+    return _one_of(value, _UNDO)
+
+
+def _dtype(value: str | None) -> str | None:
+    return value if value is None else _one_of(value, _DTYPES)
 
 
 def merge(
@@ -47,6 +59,15 @@ def merge(
             " the changed weights, or nothing.",
         ),
     ] = "residue",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--dtype",
+            metavar="<bfloat16|float16|float32>",
+            callback=_dtype,
+            help="Write all floating tensors of 16 bits and more in this one, each rounded once.",
+        ),
+    ] = None,
     weights: Annotated[
         list[str] | None,
         typer.Option("--weights", metavar="NAME=FACTOR", help="Make an adapter stronger or weaker. Repeatable."),
@@ -77,6 +98,7 @@ def merge(
             out,
             in_place=in_place,
             undo=undo,
+            dtype=dtype,
             jobs=jobs,
             fast=fast,
             weights=factors,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from cli_support import Run
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture
@@ -85,3 +85,13 @@ def test_in_place(world: Path, invoke: Run) -> None:
     assert invoke("unmerge", "base", "--in-place").out.startswith("base was unmerged before")
     assert (world / "base" / "model.safetensors").read_bytes() == before
     assert sorted(path.name for path in (world / "base").iterdir()) == ["model.safetensors", "surgery-receipt.json"]
+
+
+def test_another_dtype(world: Path, invoke: Run) -> None:
+    assert invoke("merge", "base", "notes", "-o", "out", "--dtype", "float8").code == 2
+    refused = invoke("merge", "base", "notes", "-o", "out", "--dtype", "float16")
+    assert (refused.code, "--undo copy" in refused.err) == (6, True)
+    assert invoke("merge", "base", "notes", "-o", "out", "--dtype", "float32").out.startswith("merged notes into")
+    assert {tensor.dtype for tensor in load_file(world / "out" / "model.safetensors").values()} == {torch.float32}
+    assert "this is the base" in invoke("unmerge", "out", "-o", "back").out
+    assert (world / "back" / "model.safetensors").read_bytes() == (world / "base" / "model.safetensors").read_bytes()
