@@ -14,11 +14,13 @@ from surgery.checkpoint.receipt import read_receipt
 from surgery.checkpoint.record import KEY, MergedRecord
 from surgery.checkpoint.report import CheckpointReport
 from surgery.checkpoint.saved import SavedAdapter
+from surgery.checkpoint.shards import Request, Shards, refuse_twice
 from surgery.checkpoint.source import Source
 from surgery.checkpoint.stream import Tell
 from surgery.checkpoint.transaction import Transaction
 from surgery.checkpoint.verify import verify_checkpoint
 from surgery.checkpoint.work import Manner, Work
+from surgery.engine import Scheduler
 from surgery.errors import StateError, nearest
 from surgery.exact import check_machine
 from surgery.registry import Registry, load_registry
@@ -44,6 +46,7 @@ def merge_checkpoint(  # noqa: PLR0913 - everything after the star is optional o
     registry: Registry | None = None,
     progress: Tell | None = None,
     announce: Callable[[Foretold], None] | None = None,
+    engine: Scheduler | None = None,
 ) -> CheckpointReport:
     """Merge saved adapters into a checkpoint folder without building the model: into a new folder, or in place.
 
@@ -69,6 +72,8 @@ def merge_checkpoint(  # noqa: PLR0913 - everything after the star is optional o
         registry: the installed plugins; None loads them.
         progress: told bytes done, bytes in all, and the file.
         announce: told what will be read, written and changed, before anything is.
+        engine: where shards are merged, each a job of its own, such as `surgery.engine.LocalPool(4)`; None merges in
+            threads of this process. Finished shards outlive an interruption, and the same merge goes on with them.
 
     Raises:
         CheckpointError: the base, an adapter or the output is damaged, or they do not belong together.
@@ -92,11 +97,13 @@ def merge_checkpoint(  # noqa: PLR0913 - everything after the star is optional o
     new = [load(folder, name, factors.get(name, 1.0), registry) for name, folder in named.items()]
 
     def work(source: Source, old: list[SavedAdapter]) -> Work:
-        _refuse_twice(old, new)
+        refuse_twice(old, new)
         for one in new:
             one.fit(source.weights)
         kept = source.record.dtype if source.record is not None else ""
-        manner = Manner(undo, fast, kept if dtype is None else dtype, jobs, progress, announce)
+        request = Request(Path(base).resolve(), named, factors, undo, fast, kept if dtype is None else dtype, registry)
+        shards = None if engine is None else Shards(engine, request)
+        manner = Manner(undo, fast, request.dtype, jobs, progress, announce, shards)
         return Work(source, old, [*old, *new], manner)
 
     if target is not None:
@@ -200,19 +207,3 @@ def _named(adapters: str | Path | Sequence[str | Path] | Mapping[str, str | Path
     if not given:
         raise StateError("no adapter is named", hint="surgery merge BASE ADAPTER -o OUT")
     return given
-
-
-def _refuse_twice(old: Sequence[SavedAdapter], new: Sequence[SavedAdapter]) -> None:
-    seen = {one.digest: one for one in old}
-    names = {one.name for one in old}
-    for one in new:
-        if one.digest in seen:
-            what = f"{one.name!r} is merged already" if seen[one.digest] in old else f"{one.name!r} is given twice"
-            raise StateError(
-                what, str(one.folder), "an adapter is merged once; --weights NAME=FACTOR makes it stronger"
-            )
-        if one.name in names:
-            raise StateError(
-                f"an adapter called {one.name!r} is merged already", str(one.folder), "give it a name: NAME=FOLDER"
-            )
-        seen[one.digest] = one

@@ -69,6 +69,24 @@ class Staging:
                 raise
         return file
 
+    def adopt(self, name: str, source: Path, size: int) -> None:
+        """`Transaction.adopt`."""
+        *folders, plain = check_name(name, str(self._path), nested=True)
+        self.refuse_again(name)
+        with told(self._path / name):
+            before = None if self._over is None else self._look(self._over, name)
+            refuse_link(before, self._path / name)
+            staged = plain if self._over is None else self._next()
+            folder = self._folder(tuple(folders)) if self._over is None else self._inside
+            self._disk.link(source, folder, staged)
+            if before is not None:
+                file = self._disk.open(folder, staged)
+                try:
+                    self._disk.chmod(file, stat.S_IMODE(before.st_mode))
+                finally:
+                    self._disk.close(file)
+        self.moves[name] = Move(name, staged, size)
+
     def remove(self, name: str) -> None:
         """`Transaction.remove`."""
         if self._over is None:

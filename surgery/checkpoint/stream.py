@@ -51,6 +51,7 @@ class Stream:
     Attributes:
         records: name of a tensor -> what passed.
         based: name of a parameter -> sha256 of the base's, over all its tensors.
+        tallies: name of a changed parameter -> sums over its elements.
         reports: one for each changed parameter.
     """
 
@@ -68,27 +69,36 @@ class Stream:
         self._blobs: dict[str, list[tuple[int, int]]] = {}
         self.records: dict[str, TensorRecord] = {}
         self.based: dict[str, str] = {}
-        self._tallies: dict[str, Tally] = {}
+        self.tallies: dict[str, Tally] = {}
 
     @property
     def reports(self) -> tuple[MergeRecord, ...]:
         """One record for each parameter that was changed, in the order of the files."""
-        return tuple(self._tallies[unit.name].record(unit.name) for unit in self._units if unit.name in self._tallies)
+        return tuple(self.tallies[unit.name].record(unit.name) for unit in self._units if unit.name in self.tallies)
 
     @property
     def kept_bytes(self) -> int:
         """Bytes that are kept to get the base back, adapters apart."""
         return self._spooled
 
-    def run(self, tx: Transaction, jobs: int, names: Collection[str], layout: Layout) -> None:
+    def run(
+        self,
+        tx: Transaction,
+        jobs: int,
+        names: Collection[str],
+        layout: Layout,
+        only: str | None = None,
+    ) -> None:
         """Write the weight files `names`, and the residue's, into the commit; tensors of the others are only hashed.
+
+        With `only`, tensors of other files are read no more than the hash of a parameter that is in several needs.
 
         Raises:
             DriftError: what is merged, or the residue, is not what the record says.
             StateError: an adapter would make a weight overflow.
             CheckpointError, DiskError: files that end too early; a disk that refuses.
         """
-        weights, self._layout = self._source.weights, layout
+        weights, self._layout, self._only = self._source.weights, layout, only
         with told(tx.path), tempfile.TemporaryFile(dir=tx.scratch) as self._spool:
             try:
                 for name in sorted(names):
@@ -138,6 +148,10 @@ class Stream:
         for piece in unit.pieces:
             told_of = self._source.told_of(piece)
             is_changed = told_of is not None and told_of.at >= 0
+            if self._only not in {None, piece.header.file.name}:
+                if whole is not None:
+                    _ = self._compute(piece, old, [], None, whole) if is_changed else self._copy(piece, whole)
+                continue
             record = self._compute(piece, old, new, tally, whole) if new or is_changed else self._copy(piece, whole)
             if told_of is not None:
                 self._refuse_drift(piece, told_of, record)
@@ -148,7 +162,7 @@ class Stream:
         with self._guard:
             self.based[unit.name] = whole.hexdigest() if whole else self.records[unit.pieces[0].header.name].base
             if tally is not None:
-                self._tallies[unit.name] = tally
+                self.tallies[unit.name] = tally
 
     def _refuse_drift(self, piece: Piece, told_of: TensorRecord, record: TensorRecord) -> None:
         where = f"{piece.header.file}: tensor {piece.header.name!r}"
@@ -193,7 +207,7 @@ class Stream:
         header, dtype = piece.header, self._source.stored_dtype(piece)
         place = self._layout.headers[header.name]
         into: torch.dtype = getattr(torch, place.dtype)
-        told_of, file = self._source.told_of(piece), self._files[header.file.name]
+        told_of = self._source.told_of(piece)
         before, base, after = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
         for index, block in enumerate(blocks_of(piece)):
             self._go_on(0, "")
@@ -226,13 +240,19 @@ class Stream:
                 self._remember(header.name, rows, result, predicted, change, block.row)
             bits = as_bytes(result)
             after.update(bits)
-            file.write_at(place.start + block.offset * into.itemsize, bits)
+            self._put(header.file.name, place.start + block.offset * into.itemsize, bits)
             self._go_on(size, header.file.name)
         if told_of is not None and told_of.at >= 0 and before.hexdigest() != told_of.merged:
             what = "the merged weights were changed since they were written"
             hint = "restore the file from a copy, or merge into the base again"
             raise DriftError(what, f"{header.file}: tensor {header.name!r}", hint)
         return TensorRecord(header.file.name, base.hexdigest(), after.hexdigest(), 0 if new else -1)
+
+    def _put(self, name: str, offset: int, bits: memoryview) -> None:
+        """Write into the file `name`, unless that one is only read."""
+        file = self._files.get(name)
+        if file is not None:
+            file.write_at(offset, bits)
 
     def _remember(
         self,

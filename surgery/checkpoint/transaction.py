@@ -116,6 +116,15 @@ class Transaction:
         with self.create(name, len(data), digest=True) as file:
             file.write_at(0, data)
 
+    def adopt(self, name: str, source: Path, size: int) -> None:
+        """Stage a finished, durable file of this disk, `source`, of `size` bytes, by another name for it.
+
+        Raises:
+            CheckpointError: as `create`.
+            DiskError: the file lies on another disk, or the file system knows no second names.
+        """
+        self._writable().adopt(name, source, size)
+
     def remove(self, name: str) -> None:
         """Let `name` go with the commit, if it is there (`replace` only), and its folder, if nothing else is in it.
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -18,7 +18,7 @@ from surgery.checkpoint.carried import Carried, carried
 from surgery.checkpoint.foretold import Foretold
 from surgery.checkpoint.layout import Layout, cast_of, recast_config, recast_index
 from surgery.checkpoint.recast import holds
-from surgery.checkpoint.record import KEY, ORIGINALS, RESIDUE, AdapterRecord, MergedRecord, adapter_folder
+from surgery.checkpoint.record import KEY, ORIGINALS, RESIDUE, AdapterRecord, MergedRecord, TensorRecord, adapter_folder
 from surgery.checkpoint.report import CheckpointReport
 from surgery.checkpoint.saved import SavedAdapter
 from surgery.checkpoint.shared import refuse_link
@@ -28,8 +28,30 @@ from surgery.checkpoint.transaction import Transaction
 from surgery.checkpoint.units import Unit, units_of
 from surgery.checkpoint.weights import Weights
 from surgery.errors import CheckpointError, StateError
+from surgery.operation import MergeRecord
 
-__all__ = ["Manner", "Work"]
+__all__ = ["Engine", "Manner", "Result", "Work"]
+
+
+class Result(Protocol):
+    """What passed; see `surgery.checkpoint.stream.Stream`."""
+
+    records: dict[str, TensorRecord]
+    based: dict[str, str]
+
+    @property
+    def reports(self) -> tuple[MergeRecord, ...]: ...
+
+    @property
+    def kept_bytes(self) -> int: ...
+
+
+class Engine(Protocol):
+    """Does the passes of single files somewhere; see `surgery.checkpoint.shards.Shards`."""
+
+    def run(self, work: Work, tx: Transaction, files: Collection[str], size: int) -> Result: ...
+
+    def forget(self, tx: Transaction) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -43,6 +65,7 @@ class Manner:
         jobs: threads; by default up to four.
         tell: told bytes done, bytes in all, and the file.
         announce: told what will be done, before it is.
+        engine: what shards are sent to; None does all in this process.
     """
 
     undo: str = "residue"
@@ -51,6 +74,7 @@ class Manner:
     jobs: int | None = None
     tell: Tell | None = None
     announce: Callable[[Foretold], None] | None = None
+    engine: Engine | None = None
 
     @property
     def threads(self) -> int:
@@ -150,7 +174,7 @@ class Work:
 
     def into(self, out: Path) -> CheckpointReport:
         """Write a new folder."""
-        with Transaction(out, "new", job=self._job()) as tx:
+        with Transaction(out, "new", job=self.job) as tx:
             if tx.done:
                 return replace(self._report(out), was_done=True)
             self._announce(self.weights.heads, self.going.size)
@@ -158,7 +182,8 @@ class Work:
             self.going.copy(self.weights.folder, tx)
             self._keep(tx)
             self._commit(tx, stream, {})
-            return self._report(out, stream)
+        self._forget(tx)
+        return self._report(out, stream)
 
     def within(self, tx: Transaction) -> CheckpointReport:
         """Replace those files of the source's own folder that change; `tx` holds it.
@@ -189,6 +214,7 @@ class Work:
         for name in sorted(gone):
             tx.remove(name)
         self._commit(tx, stream, {**beside, **heads})
+        self._forget(tx)
         return self._report(folder, stream)
 
     def _announce(self, files: Collection[str], beside: int) -> None:
@@ -196,20 +222,27 @@ class Work:
             sizes = [self.layout.sizes[name] for name in files]
             self.manner.announce(Foretold.of(self.weights, self.units, self.manner.threads, beside, sizes))
 
-    def _stream(self, tx: Transaction, files: Collection[str], beside: int) -> Stream:
-        undo = self.manner.undo if self.new else "none"
+    def _forget(self, tx: Transaction) -> None:
+        if self.manner.engine is not None:
+            self.manner.engine.forget(tx)
+
+    def _stream(self, tx: Transaction, files: Collection[str], beside: int) -> Result:
         changed = sum(
             piece.header.end - piece.header.start
             for unit in self.units
             if unit.new or unit.cast
             for piece in unit.pieces
         )
-        copies = changed if undo == "copy" else 0
+        copies = changed if self.new and self.manner.undo == "copy" else 0
         size = sum(self.layout.sizes[name] for name in files) + beside + self._adapter_bytes + copies
         size += sum(map(len, (*self.altered.values(), *self.originals.values())))
-        tx.reserve(size, beside=copies)  # copies are collected in the order of threads, and then written in order
-        stream = Stream(self.source, self.units, undo=undo, correct=not self.manner.fast, tell=self.manner.tell)
-        stream.run(tx, self.manner.threads, frozenset(files), self.layout)
+        if self.manner.engine is not None:
+            stream: Result = self.manner.engine.run(self, tx, frozenset(files), size)
+        else:
+            tx.reserve(size, beside=copies)  # copies are collected in the order of threads, then written in order
+            own = self.stream(self.units, self.manner.tell)
+            own.run(tx, self.manner.threads, frozenset(files), self.layout)
+            stream = own
         for one in self.new:
             for name, expected in one.fingerprint.items():
                 if stream.based[name] != expected:
@@ -217,6 +250,11 @@ class Work:
                     hint = "this adapter was trained on another base: name that one"
                     raise CheckpointError(what, str(one.folder), hint)
         return stream
+
+    def stream(self, units: Sequence[Unit], tell: Tell | None = None) -> Stream:
+        """A pass over some units."""
+        undo = self.manner.undo if self.new else "none"
+        return Stream(self.source, units, undo=undo, correct=not self.manner.fast, tell=tell)
 
     def _keep(self, tx: Transaction) -> None:
         """Stage the adapters, and what goes with another dtype."""
@@ -226,7 +264,7 @@ class Work:
             for name, path in one.files.items():
                 tx.write(f"{adapter_folder(one.name)}/{name}", path.read_bytes())
 
-    def _commit(self, tx: Transaction, stream: Stream, beside: Mapping[str, Any]) -> None:
+    def _commit(self, tx: Transaction, stream: Result, beside: Mapping[str, Any]) -> None:
         """Commit with a receipt; `beside`: files of the folder that stay, for its list."""
         records = dict(sorted(stream.records.items()))
         bases = {"tensors": {name: one.base for name, one in records.items()}, "heads": self.planned.heads}
@@ -237,7 +275,7 @@ class Work:
     def _adapter_bytes(self) -> int:
         return sum(path.stat().st_size for one in self.new for path in one.files.values())
 
-    def _report(self, out: Path, stream: Stream | None = None) -> CheckpointReport:
+    def _report(self, out: Path, stream: Result | None = None) -> CheckpointReport:
         plain = CheckpointReport(
             out, adapters=tuple(one.name for one in self.new), undo=self.manner.undo, left_out=self.going.left_out,
             bytes=sum(self.layout.sizes.values()), adapter_bytes=self._adapter_bytes,
@@ -247,7 +285,8 @@ class Work:
         seconds = time.monotonic() - self.begin
         return replace(plain, tensors=stream.reports, residue_bytes=stream.kept_bytes, seconds=seconds)
 
-    def _job(self) -> str:
+    @cached_property
+    def job(self) -> str:
         """What is done, from what and by what.
 
         The base's bits are pinned by the fingerprints of adapters; PEFT's have none: headers and sizes stand for it.

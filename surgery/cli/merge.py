@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from surgery.cli.call import Call, shell
+from surgery.cli.engines import Engine, scheduler
 
 __all__ = ["EXAMPLES", "merge"]
 
@@ -76,8 +77,10 @@ def merge(
         bool, typer.Option("--fast", help="Sums that are seldom the other neighbour, instead of correctly rounded.")
     ] = False,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", metavar="N", min=1, max=256, help="Threads; by default up to 4.")
+        int | None,
+        typer.Option("--jobs", "-j", metavar="N", min=1, max=256, help="Threads, or workers of an engine; up to 4."),
     ] = None,
+    engine: Engine = None,
 ) -> None:
     """Merge adapters into a checkpoint, without building the model, so that unmerge gives the base back bit for bit.
 
@@ -91,7 +94,7 @@ def merge(
     factors = dict(map(_factor, weights or ()))
     from surgery.checkpoint.merge import merge_checkpoint
 
-    with progress(call) as tell:
+    with scheduler(engine, jobs) as spread, progress(call) as tell:
         report = merge_checkpoint(
             base,
             _named(adapters),
@@ -100,6 +103,7 @@ def merge(
             undo=undo,
             dtype=dtype,
             jobs=jobs,
+            engine=spread,
             fast=fast,
             weights=factors,
             registry=registry,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,13 @@ def test_another_dtype(world: Path, invoke: Run) -> None:
     assert {tensor.dtype for tensor in load_file(world / "out" / "model.safetensors").values()} == {torch.float32}
     assert "this is the base" in invoke("unmerge", "out", "-o", "back").out
     assert (world / "back" / "model.safetensors").read_bytes() == (world / "base" / "model.safetensors").read_bytes()
+
+
+def test_engines(world: Path, invoke: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert invoke("merge", "base", "notes", "-o", "out", "--engine", "cluster").code == 2
+    assert invoke("merge", "base", "notes", "-o", "out", "--engine", "local", "--jobs", "1").code == 0
+    assert invoke("merge", "base", "notes", "-o", "threads").code == 0
+    assert (world / "out" / "model.safetensors").read_bytes() == (world / "threads" / "model.safetensors").read_bytes()
+    monkeypatch.setitem(sys.modules, "ray", None)
+    missing = invoke("merge", "base", "notes", "-o", "more", "--engine", "ray")
+    assert (missing.code, "pip install" in missing.err) == (6, True)
