@@ -39,7 +39,8 @@ class Tally:
     def _add(self, old: torch.Tensor, new: torch.Tensor, delta: torch.Tensor) -> None:
         kind = torch.float64 if old.element_size() > 2 else torch.float32
         wide, wanted = old.to(kind), delta.to(kind)
-        stored = new.to(kind).sub_(wide)
+        # A copy in any case: `new` is what will be written.
+        stored = new.to(kind, copy=True).sub_(wide)
         base = float(torch.dot(wide, wide))
         if not math.isfinite(base):  # NaN or infinities of the base pass through; they are left out of the sums
             finite = torch.isfinite(wide)

@@ -161,6 +161,10 @@ def _by_fold(
     unit: Unit, acts: Sequence[Acts], base: Mapping[str, torch.Tensor], matrices: int, shape: tuple[int, int]
 ) -> list[Rows]:
     """Fold the parameter as a whole, for adapters that are not said by factors."""
+    values = [act.replaces for act in acts if act.replaces is not None]
+    if values and len(acts) == 1:
+        whole = values[0].reshape(matrices, *shape)
+        return _recast(unit, [_Replaced(whole[index]) for index in range(matrices)])
     links = [act.link for act in acts]
     chain = [link for link in links if link is not None]
     if len(chain) < len(links):
