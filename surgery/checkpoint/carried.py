@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,10 @@ class Carried:
     def size(self) -> int:
         """Bytes of all."""
         return sum(size for _, size in self.files)
+
+    def without(self, names: Collection[str]) -> Carried:
+        """The same but for files that are written anew."""
+        return Carried(tuple(one for one in self.files if one[0] not in names), self.left_out)
 
     def copy(self, folder: Path, tx: Transaction) -> None:
         """Stage all of them."""

@@ -21,9 +21,12 @@ _FORMAT = 1
 
 
 def encode_receipt(job: str, receipt: Mapping[str, Any], written: list[Move]) -> bytes:
-    """The bytes of a receipt: what the job says, with `format`, `job` and `files` ({name: {size, sha256}}) added."""
+    """The bytes of a receipt: what the job says, with `format`, `job` and `files` ({name: {size, sha256}}) added.
+
+    `files` that the job itself names are those that stay as they are.
+    """
     files = {move.name: {"size": move.size, "sha256": move.sha256 or None} for move in written if move.staged}
-    return canonical({"files": files, **receipt, "format": _FORMAT, "job": job})
+    return canonical({**receipt, "files": {**receipt.get("files", {}), **files}, "format": _FORMAT, "job": job})
 
 
 def read_receipt(path: Path, *, disk: Disk = DISK) -> dict[str, Any] | None:

@@ -30,11 +30,13 @@ class Acts(ABC):
         order: what those of one parameter are sorted by, as in an operation.
         link: the adapter module and its site, where there is one.
         is_portable: whether it was made without looking at the base.
+        replaces: what takes the parameter's place, where that is all it does.
     """
 
     order: tuple[bool, str, str]
     link: Link | None = None
     is_portable: bool = True
+    replaces: torch.Tensor | None = None
 
     @abstractmethod
     def steps(self, index: int, shape: tuple[int, int]) -> Sequence[Step] | None:

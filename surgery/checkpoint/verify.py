@@ -106,7 +106,7 @@ def _by_receipt(
     found: Mapping[str, str],
 ) -> list[Problem]:
     restore = "restore it from a copy, or write the checkpoint anew"
-    heads = record.heads if record is not None else known["heads"]
+    heads = record.stored_heads if record is not None else known["heads"]
     expected = {n: one.merged for n, one in record.tensors.items()} if record is not None else known["tensors"]
     problems = [
         Problem("the header was changed", str(folder / name), restore)

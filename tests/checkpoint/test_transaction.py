@@ -156,7 +156,7 @@ def test_without_commit_nothing_happened(out: Path) -> None:
         raise KeyError
     with pytest.raises(StateError, match="the transaction is not open"):
         tx.create("x", 1)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == OLD
+    assert {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()} == OLD
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
@@ -288,4 +288,29 @@ def test_a_file_is_written_once(out: Path) -> None:
             file.write_at(0, b"y")
             tx.create("y", 1)
         with pytest.raises(CheckpointError, match="no name of a file in this folder"):
-            tx.create("in/folder", 1)
+            tx.create("in/../folder", 1)
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_no_file_is_put_or_removed_behind_a_link(kind: str, out: Path, tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "x").write_bytes(b"of many")
+    if kind == "link":
+        (out / "in").symlink_to(tmp_path / "shared")
+    else:
+        (out / "in").write_bytes(b"")
+    with Transaction(out, "replace", job="j") as tx:
+        for act in (lambda: tx.create("in/x", 1), lambda: tx.remove("in/x")):
+            with pytest.raises(CheckpointError, match=f"a {kind} is where a folder belongs"):
+                act()
+    assert (tmp_path / "shared" / "x").read_bytes() == b"of many"
+
+
+def test_a_folder_goes_with_its_last_file_only(out: Path) -> None:
+    (out / "kept" / "mine").write_bytes(b"mine")
+    merge(Disk(), out)
+    assert sorted(str(path.relative_to(out / "kept")) for path in (out / "kept").rglob("*")) == [
+        "mine",
+        "new",
+        "new/undo",
+    ]
