@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from surgery.checkpoint.carried import carried
 from surgery.checkpoint.consistent import consistent
@@ -19,12 +20,14 @@ from surgery.checkpoint.native import NativeAdapter
 from surgery.checkpoint.peft import PeftAdapter, is_peft
 from surgery.checkpoint.receipt import read_receipt
 from surgery.checkpoint.record import KEY, AdapterRecord, MergedRecord, adapter_folder
+from surgery.checkpoint.repeated import refuse_other_result
 from surgery.checkpoint.report import CheckpointReport
 from surgery.checkpoint.saved import SavedAdapter
-from surgery.checkpoint.source import Source, sha256_of
+from surgery.checkpoint.source import Source
 from surgery.checkpoint.stream import Stream, Tell
 from surgery.checkpoint.transaction import Transaction
 from surgery.checkpoint.units import units_of
+from surgery.checkpoint.verify import changed_files
 from surgery.checkpoint.weights import Weights
 from surgery.errors import CheckpointError, DriftError, StateError, nearest
 from surgery.exact import check_machine
@@ -90,8 +93,9 @@ def merge_checkpoint(  # noqa: PLR0913 - everything after the star is optional o
         for one in new:
             one.fit(source.weights)
         return _pass(
-            source, old, [*old, *new], Path(out), undo=undo, jobs=jobs, fast=fast, tell=progress, announce=announce
-        )
+            source, old, [*old, *new], Path(out), undo=undo, jobs=jobs, fast=fast, tell=progress, registry=registry,
+            announce=announce,
+        )  # fmt: skip
 
 
 def unmerge_checkpoint(  # noqa: PLR0913 - everything after the star is optional or named
@@ -135,6 +139,7 @@ def unmerge_checkpoint(  # noqa: PLR0913 - everything after the star is optional
             jobs=jobs,
             fast=record.fast,
             tell=progress,
+            registry=registry,
             announce=announce,
         )
 
@@ -152,7 +157,7 @@ def opened(folder: Path, registry: Registry) -> Iterator[tuple[Source, list[Save
             yield stack.enter_context(Source(weights)), []
             return
         record = MergedRecord.decode(receipt[KEY], str(folder))
-        _refuse_changed(folder, receipt["files"], record, weights)
+        _refuse_changed(folder, receipt, record, weights)
         base = None
         if record.undo == "file":
             where = Path(record.base)
@@ -172,18 +177,16 @@ def opened(folder: Path, registry: Registry) -> Iterator[tuple[Source, list[Save
         yield stack.enter_context(Source(weights, record, base)), old
 
 
-def _refuse_changed(
-    folder: Path, files: Mapping[str, Mapping[str, object]], record: MergedRecord, weights: Weights
-) -> None:
-    """Compare what the way back needs with the receipt, apart from weights, which are hashed as they pass."""
+def _refuse_changed(folder: Path, receipt: Mapping[str, Any], record: MergedRecord, weights: Weights) -> None:
+    """Compare all that the way back takes along with the receipt, apart from weights, which are hashed as they pass."""
     if {name: head.sha256 for name, head in weights.heads.items()} != dict(record.heads):
         hint = "restore the files from a copy, or merge into the base again"
         raise DriftError("the headers of the weight files were changed since they were merged", str(folder), hint)
     if set(record.tensors) != set(weights.headers):
         raise DriftError("the weights hold other tensors than were merged", str(folder))
-    for name, entry in files.items():
-        if name.startswith("surgery/") and sha256_of(folder / name) != entry["sha256"]:
-            raise DriftError("the file was changed since the merge", str(folder / name), "restore it from a copy")
+    problems = changed_files(folder, receipt)
+    if problems:
+        raise DriftError.of(problems)
 
 
 def load(folder: Path, name: str, factor: float, registry: Registry) -> SavedAdapter:
@@ -242,6 +245,7 @@ def _pass(  # noqa: PLR0913 - everything after the star is optional or named
     jobs: int | None,
     fast: bool,
     tell: Tell | None,
+    registry: Registry,
     announce: Callable[[Foretold], None] | None = None,
 ) -> CheckpointReport:
     begin = time.monotonic()
@@ -263,6 +267,8 @@ def _pass(  # noqa: PLR0913 - everything after the star is optional or named
     units = units_of(weights, old, new)
     with Transaction(out, "new", job=_job(made, weights, going.files)) as tx:
         if tx.done:
+            assert tx.receipt is not None
+            refuse_other_result(source, going, tx.path, tx.receipt, registry, jobs or _threads())
             return replace(plain, was_done=True)
         if announce is not None:
             announce(Foretold.of(weights, units, jobs or _threads(), going.size))
@@ -295,10 +301,7 @@ def _refuse_other_base(adapters: Sequence[SavedAdapter], found: Mapping[str, str
 
 
 def _job(record: MergedRecord, weights: Weights, going: Sequence[tuple[str, int]]) -> str:
-    """What is done, from what and by what.
-
-    The base's bits are pinned by the fingerprints of adapters; PEFT's have none: headers and sizes stand for it.
-    """
+    """What is done, from what and by what, as far as it is known without reading weights (`refuse_other_result`)."""
     facts = {
         **record.encode(),
         "base": "",
