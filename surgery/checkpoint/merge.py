@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from surgery.checkpoint.carried import carried
+from surgery.checkpoint.carried import carried, copy_file
 from surgery.checkpoint.consistent import consistent
+from surgery.checkpoint.failures import told
 from surgery.checkpoint.foretold import Foretold
 from surgery.checkpoint.native import NativeAdapter
 from surgery.checkpoint.peft import PeftAdapter, is_peft
@@ -278,13 +279,22 @@ def _pass(  # noqa: PLR0913 - everything after the star is optional or named
         _refuse_other_base(new, stream.based)
         going.copy(weights.folder, tx)
         for one in new:
-            for name, path in one.files.items():
-                tx.write(f"{adapter_folder(one.name)}/{name}", path.read_bytes())
+            _keep_adapter(one, tx)
         final = MergedRecord(undo, origin, fast, heads, kept, dict(sorted(stream.records.items())))
         bases = {"tensors": {name: one.base for name, one in sorted(stream.records.items())}, "heads": heads}
         tx.commit({KEY: final.encode()} if new else {"weights": bases})
         seconds = time.monotonic() - begin
         return replace(plain, tensors=stream.reports, residue_bytes=stream.kept_bytes, seconds=seconds)
+
+
+def _keep_adapter(one: SavedAdapter, tx: Transaction) -> None:
+    """Copy the files that were read; its tensors were read one after the other, and must have stayed the same."""
+    for name, path in one.files.items():
+        with told(path):
+            size = path.stat().st_size
+        if copy_file(path, size, tx, f"{adapter_folder(one.name)}/{name}") != one.sums[name]:
+            hint = "nothing was written; run the command again when nobody writes to the adapter"
+            raise DriftError("the adapter was changed while it was merged", str(path), hint)
 
 
 def _threads() -> int:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from surgery.checkpoint.carried import Carried
+from surgery.checkpoint.digest import sha256_of
 from surgery.checkpoint.record import KEY, MergedRecord
-from surgery.checkpoint.source import Source, sha256_of
+from surgery.checkpoint.source import Source
 from surgery.checkpoint.verify import hashes, verify_checkpoint
 from surgery.errors import CheckpointError
 from surgery.registry import Registry

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from surgery.checkpoint.consistent import consistent
+from surgery.checkpoint.digest import sha256_of
 from surgery.checkpoint.receipt import read_receipt
 from surgery.checkpoint.record import KEY, MergedRecord
-from surgery.checkpoint.source import sha256_of
 from surgery.checkpoint.weights import Weights
 from surgery.errors import CheckpointError, DriftError, Problem
 from surgery.planning.headers import TensorHeader
