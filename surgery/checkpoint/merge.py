@@ -149,6 +149,7 @@ def unmerge_checkpoint(  # noqa: PLR0913 - everything after the star is optional
 def opened(folder: Path, registry: Registry) -> Iterator[tuple[Source, list[SavedAdapter]]]:
     """Open a checkpoint, merged or not, with the adapters that are merged in it; checked, and fitted."""
     with ExitStack() as stack:
+        stack.enter_context(told(folder))  # whatever is asked of the disk below and says nothing of its own
         if not folder.is_dir():
             Weights(folder, registry)  # says what is wrong
         folder = stack.enter_context(consistent(folder)) if os.access(folder, os.W_OK) else folder
@@ -192,9 +193,10 @@ def _refuse_changed(folder: Path, receipt: Mapping[str, Any], record: MergedReco
 
 def load(folder: Path, name: str, factor: float, registry: Registry) -> SavedAdapter:
     """Read an adapter folder of either format."""
-    if not (folder / CONFIG_FILE).exists() and is_peft(folder):
-        return PeftAdapter(folder, name, factor)
-    return NativeAdapter(folder, name, factor, registry)
+    with told(folder):
+        if not (folder / CONFIG_FILE).exists() and is_peft(folder):
+            return PeftAdapter(folder, name, factor)
+        return NativeAdapter(folder, name, factor, registry)
 
 
 def _named(adapters: str | Path | Sequence[str | Path] | Mapping[str, str | Path]) -> dict[str, Path]:

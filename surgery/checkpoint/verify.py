@@ -14,6 +14,7 @@ from typing import Any
 
 from surgery.checkpoint.consistent import consistent
 from surgery.checkpoint.digest import sha256_of
+from surgery.checkpoint.failures import told
 from surgery.checkpoint.receipt import read_receipt
 from surgery.checkpoint.record import KEY, MergedRecord
 from surgery.checkpoint.weights import Weights
@@ -69,6 +70,7 @@ def verify_checkpoint(
     registry = registry or load_registry()
     folder = Path(path)
     with ExitStack() as stack:
+        stack.enter_context(told(folder))
         if folder.is_dir() and os.access(folder, os.W_OK):
             folder = stack.enter_context(consistent(folder))
         weights = stack.enter_context(Weights(folder, registry))

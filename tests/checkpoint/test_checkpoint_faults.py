@@ -1,0 +1,190 @@
+"""A real merge and a real unmerge of two shards that die, or whose disk fails, at every call: none lost, mixed, double."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from commit_disks import Hooked, Killed
+from faults import EVERYTHING, WRITES, faulty
+from operating import REGISTRY
+from test_kill_points import PHASES, die, stop_at
+from tiny import TinyAdapter, snapshot, wanted, write_base, write_native, write_peft
+
+from surgery import merge_checkpoint, unmerge_checkpoint, verify_checkpoint
+from surgery.checkpoint import RECEIPT, recover
+from surgery.errors import SurgeryError
+
+RULES = (
+    {"target": "a|b", "adapter": "lora", "rank": 1, "alpha": 1.5, "allow_oversized": True},
+)  # fmt: skip
+
+
+class World:
+    """A base of two shards, an adapter of either format, and what merging both must give."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        draw = torch.Generator().manual_seed(0)
+
+        def numbers(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=draw)
+
+        self.tensors = {
+            "a.weight": numbers(3, 4).bfloat16(), "b.weight": numbers(4, 3).bfloat16(), "c.weight": numbers(3).bfloat16(),
+        }  # fmt: skip
+        write_base(root / "base", self.tensors, 2)
+        own = {name: {"A": numbers(1, w.shape[1]), "B": numbers(w.shape[0], 1)} for name, w in
+               (("a", self.tensors["a.weight"]), ("b", self.tensors["b.weight"]))}  # fmt: skip
+        write_native(root / "own", self.tensors, own, *RULES)
+        up, down = numbers(3, 2), numbers(2, 4)
+        write_peft(root / "theirs", {"a.weight": (up, down, 1.0)}, lora_alpha=2, r=2)
+        self.adapters = [
+            TinyAdapter("own", root / "own", {f"{n}.weight": (t["B"], t["A"], 1.5) for n, t in own.items()}),
+            TinyAdapter("theirs", root / "theirs", {"a.weight": (up, down, 1.0)}),
+        ]
+        self.merge(root / "merged")
+        self.unmerge(root / "back")
+        self.results = {"merge": snapshot(root / "merged"), "unmerge": snapshot(root / "back")}
+        self.sources = snapshot(root)
+
+    def merge(self, out: Path) -> bool:
+        folders = [one.folder for one in self.adapters] if hasattr(self, "adapters") else []
+        return not merge_checkpoint(self.root / "base", folders, out, jobs=1, registry=REGISTRY).was_done
+
+    def unmerge(self, out: Path) -> bool:
+        return not unmerge_checkpoint(self.root / "merged", out, jobs=1, registry=REGISTRY).was_done
+
+    def act(self, name: str) -> Callable[[Path], bool]:
+        return self.merge if name == "merge" else self.unmerge
+
+    def calls(self, name: str, watched: frozenset[str]) -> list[str]:
+        """What is asked of the disk when nothing goes wrong."""
+        disk = Hooked()
+        disk.watched = watched
+        out = self.root / "calls" / "out"
+        out.parent.mkdir()
+        with faulty(disk, self.root):
+            self.act(name)(out)
+        for path in sorted(out.parent.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        out.parent.rmdir()
+        return disk.calls
+
+    def is_whole(self, name: str, out: Path) -> bool:
+        """Whether the result is there: all of it; if not, nothing of it may be."""
+        if not out.exists():
+            return False
+        assert snapshot(out) == self.results[name], "a mixed or another result"
+        return True
+
+    def finish(self, name: str, out: Path) -> None:
+        """Run the command again, twice: the first time does what is left to do, the second nothing."""
+        was_whole = self.is_whole(name, out)
+        assert self.act(name)(out) is not was_whole, "done twice, or lost"
+        assert self.is_whole(name, out)
+        assert not self.act(name)(out)
+        assert [path.name for path in out.parent.iterdir()] == ["out"], "left behind"
+
+
+@pytest.fixture
+def world(quick_path: Path) -> World:
+    return World(quick_path)
+
+
+BOTH = pytest.mark.parametrize("act", ["merge", "unmerge"])
+
+
+def test_the_world_is_right(world: World) -> None:
+    from safetensors.torch import load_file
+
+    for folder, adapters in (("merged", world.adapters), ("back", [])):
+        want = wanted(world.tensors, adapters)
+        got = {n: t for path in (world.root / folder).glob("*.safetensors") for n, t in load_file(path).items()}
+        assert all(torch.equal(got[name].view(torch.int16), want[name].view(torch.int16)) for name in want)
+    base = snapshot(world.root / "base")
+    assert {name: data for name, data in snapshot(world.root / "back").items() if name != RECEIPT} == base
+    assert snapshot(world.root / "merged").keys() - base.keys() > {RECEIPT, "surgery/residue.bin"}
+    kinds = set(world.calls("merge", WRITES))
+    assert kinds >= {"create", "make_folder", "unlink", "rename", "write", "copy", "allocate", "sync", "os.pwrite"}
+    assert kinds <= WRITES
+
+
+@BOTH
+@pytest.mark.parametrize("phase", PHASES)
+def test_killed_at_every_call_that_changes_something(act: str, phase: str, world: World) -> None:
+    outcomes = set()
+    count = len(world.calls(act, WRITES))
+    assert count > 40
+    for n in range(count):
+        out = world.root / "tries" / f"{n}" / "out"
+        out.parent.mkdir(parents=True)
+        disk = Hooked()
+        disk.watched = WRITES
+        stop_at(disk, n, phase, die)
+        with faulty(disk, world.root), pytest.raises(Killed):
+            world.act(act)(out)
+        disk.bury()
+        found = world.is_whole(act, out)
+        outcomes.add(found)
+        if n % 2:
+            recover(out)
+            assert world.is_whole(act, out) is found
+        world.finish(act, out)
+    assert outcomes == {True, False}
+    assert world.sources.items() <= snapshot(world.root).items()
+
+
+@BOTH
+@pytest.mark.parametrize("phase", ["within", "after"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC], ids=lambda number: errno.errorcode[number])
+def test_an_error_at_every_call(act: str, number: int, phase: str, world: World) -> None:
+    """Within: the call does nothing. After: it has done its work and says that it has not. Reads only do nothing."""
+    watched = EVERYTHING if phase == "within" else WRITES
+    refused = 0
+    for n in range(len(world.calls(act, watched))):
+        out = world.root / "tries" / f"{n}" / "out"
+        out.parent.mkdir(parents=True)
+        disk = Hooked()
+        disk.watched = watched
+
+        def strike(at: int, now: str, name: str, n: int = n) -> None:
+            if at == n and now == phase:
+                raise OSError(number, os.strerror(number))
+
+        disk.strike = strike
+        is_done = False
+        try:
+            with faulty(disk, world.root):
+                is_done = world.act(act)(out)
+        except SurgeryError as error:
+            refused += 1
+            assert error.what
+            assert error.where
+        assert not disk.opened, f"files left open at {n}: {disk.calls[n]}"
+        assert world.is_whole(act, out) or not is_done
+        world.finish(act, out)
+    assert refused > 40
+    assert world.sources.items() <= snapshot(world.root).items()
+
+
+def test_a_verification_that_cannot_read_says_so(world: World) -> None:
+    disk = Hooked()
+    disk.watched = EVERYTHING
+    with faulty(disk, world.root):
+        verify_checkpoint(world.root / "merged", world.root / "base", jobs=1, registry=REGISTRY)
+    for n in range(len(disk.calls)):
+        failing = Hooked()
+        failing.watched = EVERYTHING
+
+        def strike(at: int, now: str, name: str, n: int = n) -> None:
+            if at == n and now == "within":
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        failing.strike = strike
+        with faulty(failing, world.root), pytest.raises(SurgeryError):
+            verify_checkpoint(world.root / "merged", world.root / "base", jobs=1, registry=REGISTRY)
