@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from commit_disks import Hooked, Killed
+from commit_jobs import OUT, without_receipt
+from commit_power import Explorer
 from faults import EVERYTHING, WRITES, faulty
+from memory_disk import MemoryDisk
 from operating import REGISTRY
 from test_kill_points import PHASES, die, stop_at
+from test_power_loss import NoFileSync
 from tiny import TinyAdapter, snapshot, wanted, write_base, write_native, write_peft
 
 from surgery import merge_checkpoint, unmerge_checkpoint, verify_checkpoint
-from surgery.checkpoint import RECEIPT, recover
+from surgery.checkpoint import RECEIPT, Transaction, merge, recover, stream
 from surgery.errors import SurgeryError
 
 RULES = (
@@ -170,6 +177,54 @@ def test_an_error_at_every_call(act: str, number: int, phase: str, world: World)
         world.finish(act, out)
     assert refused > 40
     assert world.sources.items() <= snapshot(world.root).items()
+
+
+@contextmanager
+def in_memory() -> Iterator[None]:
+    """Within the block a disk in memory takes bytes of real files too, and the space between is anywhere."""
+    read, real = MemoryDisk.read, tempfile.TemporaryFile
+
+    def copy(self: MemoryDisk, source: int, *_: int) -> int:
+        if source not in self.files:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        raise AssertionError("nothing is copied within the disk")
+
+    def read_either(self: MemoryDisk, file: int, offset: int, length: int) -> bytes:
+        return read(self, file, offset, length) if file in self.files else os.pread(file, length, offset)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MemoryDisk, "copy", copy)
+        patch.setattr(MemoryDisk, "read", read_either)
+        patch.setattr(stream.tempfile, "TemporaryFile", lambda **_: real())
+        patch.setattr(merge, "refuse_other_result", lambda *_: None)  # it reads the real disk
+        yield
+
+
+@pytest.mark.parametrize(
+    ("act", "ordered"),
+    [
+        ("merge", True),
+        ("unmerge", True),
+        ("unmerge", False),
+        pytest.param("merge", False, marks=pytest.mark.slow),  # half a minute
+    ],
+)
+def test_the_power_goes_at_every_call(act: str, ordered: bool, world: World) -> None:
+    """What is in the files is in them durably before the folder has its name: a mutant without fsync of files dies."""
+
+    def job(disk: MemoryDisk) -> bool:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(merge, "Transaction", partial(Transaction, disk=disk))
+            return world.act(act)(OUT)
+
+    after = without_receipt(world.results[act])
+    with in_memory():
+        found = Explorer(job, {}, after, ordered, samples=1).explore()
+        assert not found.bad, f"{len(found.bad)} of {found.states}: {found.bad[:3]}"
+        assert found.states > 50
+        assert found.old
+        assert found.new
+        assert Explorer(job, {}, after, ordered, NoFileSync, samples=1).kills()
 
 
 def test_a_verification_that_cannot_read_says_so(world: World) -> None:
