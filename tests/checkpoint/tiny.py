@@ -23,11 +23,12 @@ Product = tuple[torch.Tensor, torch.Tensor, float]
 
 @dataclass
 class TinyAdapter:
-    """An adapter folder: `products` is name of a weight -> (up, down, scale) of what it adds."""
+    """An adapter folder: `products` is name of a weight -> (up, down, scale) of what it adds, `replaced` -> its new value."""
 
     name: str
     folder: Path
     products: dict[str, Product] = field(default_factory=dict)
+    replaced: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def shards_of(tensors: Mapping[str, torch.Tensor], count: int) -> dict[str, dict[str, torch.Tensor]]:
@@ -106,14 +107,12 @@ def wanted(tensors: Mapping[str, torch.Tensor], adapters: Sequence[TinyAdapter])
 
     The adapters are taken in the reverse of the order of their names: a sum does not depend on it.
     """
-    made = {}
+    made, backwards = {}, sorted(adapters, key=lambda one: one.name, reverse=True)
     for name, tensor in tensors.items():
-        products = [
-            one.products[name]
-            for one in sorted(adapters, key=lambda one: one.name, reverse=True)
-            if name in one.products
-        ]
-        made[name] = merged(tensor, products) if products else tensor
+        values = [one.replaced[name] for one in backwards if name in one.replaced]
+        products = [one.products[name] for one in backwards if name in one.products]
+        assert len(values) + bool(products) <= 1
+        made[name] = values[0] if values else merged(tensor, products) if products else tensor
     return made
 
 
