@@ -58,8 +58,8 @@ def merge_checkpoint(  # noqa: PLR0913 - everything after the star is optional o
 
     Every weight becomes round_once(W + all adapters). Memory holds a few blocks of rows for each thread, and one
     parameter at a time where an adapter is not said by factors. Headers, untouched tensors and the files beside the
-    weights are copied byte for byte. The new folder appears complete or not at all; the same merge again changes nothing, and
-    compares what is there with its receipt and the base with what it was.
+    weights are copied byte for byte. The new folder appears complete or not at all; the same merge again changes
+    nothing, and compares what is there with its receipt, and the base with what it was.
 
     Args:
         base: a folder with safetensors files; a merged one gets the adapters beside those that it has.
