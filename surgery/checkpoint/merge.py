@@ -52,7 +52,8 @@ def merge_checkpoint(  # noqa: PLR0913 - everything after the star is optional o
 
     Every weight becomes round_once(W + all adapters). Memory holds a few blocks of rows for each thread, and one
     parameter at a time where an adapter is not said by factors. Headers, untouched tensors and the files beside the
-    weights are copied byte for byte. The result appears complete or not at all; the same merge again is a no-op.
+    weights are copied byte for byte. The result appears complete or not at all; the same merge again changes nothing,
+    and compares what is there with its receipt, and the base with what it was.
 
     Args:
         base: a folder with safetensors files; a merged one gets the adapters beside those that it has.
@@ -79,7 +80,7 @@ def merge_checkpoint(  # noqa: PLR0913 - everything after the star is optional o
         CheckpointError: the base, an adapter or the output is damaged, or they do not belong together.
         StateError: an adapter is merged twice, holds NaN or inf, or would make a weight overflow; or neither `out` nor
             `in_place` is given, or both are.
-        DriftError: the merge was made in place before, and its files were changed since.
+        DriftError: a merged base, the result that is there already, or an adapter meanwhile was changed.
         DiskError: the disk is full or refuses. In all cases nothing was changed.
     """
     if undo not in _UNDO:
@@ -132,7 +133,7 @@ def unmerge_checkpoint(  # noqa: PLR0913 - everything after the star is optional
 
     Raises:
         StateError: the folder is not merged, an adapter of that name is not in it, or it was merged with undo="none".
-        DriftError: merged weights, an adapter or the residue were changed.
+        DriftError: merged weights, an adapter, the residue or a file that went along were changed.
         CheckpointError, DiskError: as `merge_checkpoint`. In all cases nothing was changed.
     """
     target = _target(out, in_place=in_place)

@@ -6,14 +6,17 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from surgery.checkpoint.consistent import consistent
+from surgery.checkpoint.failures import told
 from surgery.checkpoint.native import NativeAdapter
 from surgery.checkpoint.peft import PeftAdapter, is_peft
 from surgery.checkpoint.receipt import read_receipt
 from surgery.checkpoint.record import KEY, ORIGINALS, MergedRecord, adapter_folder
 from surgery.checkpoint.saved import SavedAdapter
-from surgery.checkpoint.source import Source, sha256_of
+from surgery.checkpoint.source import Source
+from surgery.checkpoint.verify import changed_files
 from surgery.checkpoint.weights import Weights
 from surgery.errors import CheckpointError, DriftError
 from surgery.operation.store import CONFIG_FILE
@@ -29,6 +32,7 @@ def opened(folder: Path, registry: Registry, *, is_held: bool = False) -> Iterat
     `is_held` says that a transaction of the caller's keeps others from changing the folder.
     """
     with ExitStack() as stack:
+        stack.enter_context(told(folder))  # whatever is asked of the disk below and says nothing of its own
         if not folder.is_dir():
             Weights(folder, registry)  # says what is wrong
         if not is_held and os.access(folder, os.W_OK):
@@ -40,7 +44,7 @@ def opened(folder: Path, registry: Registry, *, is_held: bool = False) -> Iterat
         record = MergedRecord.decode(receipt[KEY], str(folder))
         originals = folder / ORIGINALS if record.dtype else None
         weights = stack.enter_context(Weights(folder, registry, originals))
-        _refuse_changed(folder, receipt["files"], record, weights)
+        _refuse_changed(folder, receipt, record, weights)
         base = None
         if record.undo == "file":
             where = Path(record.base)
@@ -60,10 +64,8 @@ def opened(folder: Path, registry: Registry, *, is_held: bool = False) -> Iterat
         yield stack.enter_context(Source(weights, record, base)), old
 
 
-def _refuse_changed(
-    folder: Path, files: Mapping[str, Mapping[str, object]], record: MergedRecord, weights: Weights
-) -> None:
-    """Compare what the way back needs with the receipt, apart from weights, which are hashed as they pass."""
+def _refuse_changed(folder: Path, receipt: Mapping[str, Any], record: MergedRecord, weights: Weights) -> None:
+    """Compare all that the way back takes along with the receipt, apart from weights, which are hashed as they pass."""
     if {name: head.sha256 for name, head in weights.stored_heads.items()} != record.stored_heads:
         hint = "restore the files from a copy, or merge into the base again"
         raise DriftError("the headers of the weight files were changed since they were merged", str(folder), hint)
@@ -71,13 +73,14 @@ def _refuse_changed(
         raise DriftError("the headers that were kept of the base were changed", str(folder), "restore them from a copy")
     if set(record.tensors) != set(weights.headers):
         raise DriftError("the weights hold other tensors than were merged", str(folder))
-    for name, entry in files.items():
-        if name.startswith("surgery/") and sha256_of(folder / name) != entry["sha256"]:
-            raise DriftError("the file was changed since the merge", str(folder / name), "restore it from a copy")
+    problems = changed_files(folder, receipt, notes=False)
+    if problems:
+        raise DriftError.of(problems)
 
 
 def load(folder: Path, name: str, factor: float, registry: Registry) -> SavedAdapter:
     """Read an adapter folder of either format."""
-    if not (folder / CONFIG_FILE).exists() and is_peft(folder):
-        return PeftAdapter(folder, name, factor)
-    return NativeAdapter(folder, name, factor, registry)
+    with told(folder):
+        if not (folder / CONFIG_FILE).exists() and is_peft(folder):
+            return PeftAdapter(folder, name, factor)
+        return NativeAdapter(folder, name, factor, registry)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from surgery.architecture import Site
+from surgery.checkpoint.digest import sha256_of
 from surgery.checkpoint.peft_more import ExpertsActs, Pair, WholeActs, experts_of
 from surgery.checkpoint.saved import Acts, Factor, SavedAdapter, TensorFile
 from surgery.checkpoint.weights import Weights
@@ -78,6 +79,7 @@ class PeftAdapter(SavedAdapter):
             what = f"the adapter's tensor {min(self._tensors.not_finite)!r} holds NaN or inf"
             raise StateError(what, str(folder), "nothing was merged; repair the adapter")
         said = json.dumps(self._config, sort_keys=True).encode("utf-8", "surrogatepass")
+        self.sums = {_CONFIG: sha256_of(folder / _CONFIG), _TENSORS: self._tensors.sha256}
         self.digest = hashlib.sha256(said).hexdigest() + self._tensors.sha256
         self._pairs: dict[str, tuple[str, str, Site]] = {}
         self._experts: dict[str, Pair] = {}

@@ -110,7 +110,7 @@ class MergedRecord:
         body = {key: item for key, item in value.items() if key != "sha256"}
         if value.get("sha256") != _digest(body):
             raise damaged
-        if body.pop("version") != _VERSION:
+        if body.pop("version", None) != _VERSION:
             raise CheckpointError("the record of the merge is of another version", where, "use a newer surgery")
         try:
             adapters = tuple(AdapterRecord(**{**one, "files": tuple(one["files"])}) for one in body.pop("adapters"))

@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from surgery.checkpoint.digest import sha256_of
 from surgery.checkpoint.failures import told
 from surgery.checkpoint.opening import load, opened
 from surgery.checkpoint.receipt import read_receipt
 from surgery.checkpoint.record import RESIDUE, TensorRecord
 from surgery.checkpoint.report import Tally
 from surgery.checkpoint.saved import SavedAdapter
-from surgery.checkpoint.source import sha256_of
 from surgery.checkpoint.transaction import Transaction
 from surgery.checkpoint.units import Unit
 from surgery.checkpoint.work import Manner, Work

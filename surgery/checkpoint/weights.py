@@ -68,7 +68,7 @@ class Weights:
         if not folder.is_dir():
             what = "this is a file" if folder.exists() else "no such folder"
             raise CheckpointError(what, str(folder), "name the folder of a checkpoint, with its config.json")
-        self.folder, self._registry, self.originals = folder, registry, originals
+        self.folder, self.registry, self.originals = folder, registry, originals
         self._files: dict[str, int] = {}
         self._guard = threading.Lock()
         self.stored: dict[str, TensorHeader] = read_checkpoint_headers(folder)
@@ -174,8 +174,8 @@ class Weights:
     def plan(self, spec: Spec, names: Mapping[str, str] | None = None) -> Plan:
         """Decide what `spec` does to this checkpoint; `names` (ours -> theirs) leaves out and renames parameters."""
         inventory = self.inventory if names is None else _renamed(self.inventory, names)
-        described = self.described if names is None else anatomy(inventory, self._registry)
-        return decide(spec, inventory, described, self._registry)
+        described = self.described if names is None else anatomy(inventory, self.registry)
+        return decide(spec, inventory, described, self.registry)
 
     def stored_name(self, name: str) -> str | None:
         """Return the name under which the tensor called `name` is in the files: its own, or that of a tied one."""

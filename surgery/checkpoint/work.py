@@ -14,20 +14,23 @@ from typing import Any, Protocol
 
 import torch
 
-from surgery.checkpoint.carried import Carried, carried
+from surgery.checkpoint.carried import Carried, carried, copy_file
+from surgery.checkpoint.digest import sha256_of
+from surgery.checkpoint.failures import told
 from surgery.checkpoint.foretold import Foretold
 from surgery.checkpoint.layout import Layout, cast_of, recast_config, recast_index
 from surgery.checkpoint.recast import holds
 from surgery.checkpoint.record import KEY, ORIGINALS, RESIDUE, AdapterRecord, MergedRecord, TensorRecord, adapter_folder
+from surgery.checkpoint.repeated import refuse_other_result
 from surgery.checkpoint.report import CheckpointReport
 from surgery.checkpoint.saved import SavedAdapter
 from surgery.checkpoint.shared import refuse_link
-from surgery.checkpoint.source import Source, sha256_of
+from surgery.checkpoint.source import Source
 from surgery.checkpoint.stream import Stream, Tell
 from surgery.checkpoint.transaction import Transaction
 from surgery.checkpoint.units import Unit, units_of
 from surgery.checkpoint.weights import Weights
-from surgery.errors import CheckpointError, StateError
+from surgery.errors import CheckpointError, DriftError, StateError
 from surgery.operation import MergeRecord
 
 __all__ = ["Engine", "Manner", "Result", "Work"]
@@ -176,6 +179,9 @@ class Work:
         """Write a new folder."""
         with Transaction(out, "new", job=self.job) as tx:
             if tx.done:
+                beside = {name: sha256_of(self.weights.folder / name) for name, _ in self.going.files}
+                beside |= {name: hashlib.sha256(data).hexdigest() for name, data in self.altered.items()}
+                refuse_other_result(self.source, beside, tx, self.manner.threads)
                 return replace(self._report(out), was_done=True)
             self._announce(self.weights.heads, self.going.size)
             stream = self._stream(tx, self.weights.heads, self.going.size)
@@ -243,12 +249,7 @@ class Work:
             own = self.stream(self.units, self.manner.tell)
             own.run(tx, self.manner.threads, frozenset(files), self.layout)
             stream = own
-        for one in self.new:
-            for name, expected in one.fingerprint.items():
-                if stream.based[name] != expected:
-                    what = f"{name} has other values than in the base of {one.name!r}"
-                    hint = "this adapter was trained on another base: name that one"
-                    raise CheckpointError(what, str(one.folder), hint)
+        _refuse_other_base(self.new, stream.based)
         return stream
 
     def stream(self, units: Sequence[Unit], tell: Tell | None = None) -> Stream:
@@ -262,7 +263,12 @@ class Work:
             tx.write(name, data)
         for one in self.new:
             for name, path in one.files.items():
-                tx.write(f"{adapter_folder(one.name)}/{name}", path.read_bytes())
+                with told(path):
+                    size = path.stat().st_size
+                # Tensors were read one after the other, and must have stayed the same.
+                if copy_file(path, size, tx, f"{adapter_folder(one.name)}/{name}") != one.sums[name]:
+                    hint = "nothing was written; run the command again when nobody writes to the adapter"
+                    raise DriftError("the adapter was changed while it was merged", str(path), hint)
 
     def _commit(self, tx: Transaction, stream: Result, beside: Mapping[str, Any]) -> None:
         """Commit with a receipt; `beside`: files of the folder that stay, for its list."""
@@ -287,10 +293,7 @@ class Work:
 
     @cached_property
     def job(self) -> str:
-        """What is done, from what and by what.
-
-        The base's bits are pinned by the fingerprints of adapters; PEFT's have none: headers and sizes stand for it.
-        """
+        """What is done, from what and by what, as far as is known without reading weights (`refuse_other_result`)."""
         facts = {
             **self.planned.encode(),
             "base": "",
@@ -300,6 +303,15 @@ class Work:
         }
         facts["carried"] = [list(one) for one in self.going.files]
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=list).encode()).hexdigest()
+
+
+def _refuse_other_base(adapters: Sequence[SavedAdapter], found: Mapping[str, str]) -> None:
+    for one in adapters:
+        for name, expected in one.fingerprint.items():
+            if found[name] != expected:
+                what = f"{name} has other values than in the base of {one.name!r}"
+                hint = "this adapter was trained on another base: name that one"
+                raise CheckpointError(what, str(one.folder), hint)
 
 
 _CONFIG, _INDEX = "config.json", "model.safetensors.index.json"

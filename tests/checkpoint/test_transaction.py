@@ -11,6 +11,7 @@ import pytest
 from commit_jobs import NEW, OLD, SHARDS, merge, prepare
 
 from surgery.checkpoint import RECEIPT, Disk, Transaction, consistent, read_receipt, recover, refuse_shared
+from surgery.checkpoint.receipt import encode_receipt
 from surgery.errors import CheckpointError, StateError
 
 
@@ -89,7 +90,7 @@ def test_what_is_there_is_not_lost(there: str, tmp_path: Path) -> None:
         out.mkdir()
         (out / "x").write_text("mine")
         if there == "other job":
-            (out / RECEIPT).write_text('{"format": 1, "job": "other"}')
+            (out / RECEIPT).write_bytes(encode_receipt("other", {}, []))
     with pytest.raises(CheckpointError, match="output exists") as caught, Transaction(out, "new", job="j"):
         pass
     assert "choose another" in caught.value.hint
