@@ -143,9 +143,7 @@ class PeftAdapter(SavedAdapter):
                 problems += self._fit_pair(path, down, up, weights)
         if stacked and not problems:
             self._fit_experts(stacked, weights)
-        problems += self._met_twice() + self._misturned()
-        if not problems and not halves and not self._whole:
-            problems.append(Problem("the adapter holds no tensor", str(self.folder), "get the folder anew"))
+        problems += self._doubtful()
         if problems:
             raise CheckpointError.of(problems)
 
@@ -201,11 +199,15 @@ class PeftAdapter(SavedAdapter):
         self._whole[name] = key
         return []
 
-    def _met_twice(self) -> list[Problem]:
-        return [
+    def _doubtful(self) -> list[Problem]:
+        """What no single tensor tells."""
+        twice = [
             Problem(f"modules_to_save: {name} is saved whole, and adapted", str(self.folder), "merge it with PEFT")
             for name in sorted(self._whole.keys() & {*self._pairs, *self._experts})
         ]
+        if not self._tensors.headers:
+            return [Problem("the adapter holds no tensor", str(self.folder), "get the folder anew")]
+        return twice + self._misturned()
 
     def _misturned(self) -> list[Problem]:
         """PEFT sets `fan_in_fan_out` where a weight is stored as (in, out), and only there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -164,3 +165,19 @@ def test_a_header_may_speak_of_any_number_of_empty_matrices(base: Path, tmp_path
     again = snapshot(tmp_path / "out")
     del again[RECEIPT]
     assert again == snapshot(base)
+
+
+def test_differences_of_numbers_without_squares_and_of_wide_rows(tmp_path: Path) -> None:
+    """JSON knows no NaN, and a row of millions is not looked at in 96 directions."""
+    for name, value in (("a", 1e300), ("b", -1e308)):
+        tensors = {
+            "huge": torch.full((4, 4), value, dtype=torch.float64),
+            "wide": torch.full((1, 300_000), value / 1e300),
+            "zero": torch.full((3, 3), float(name == "b")),
+        }
+        write_base(tmp_path / name, tensors)
+    found = diff_checkpoints(tmp_path / "a", tmp_path / "b", registry=REGISTRY)
+    huge, wide, zero = found.tensors
+    assert [huge.relative, huge.effective_rank, wide.effective_rank, zero.relative] == [math.inf, 0, 0, math.inf]
+    said = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert [one["relative"] is None for one in said["tensors"]] == [True, False, True]
