@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from surgery.checkpoint.report import finite
 from surgery.checkpoint.source import as_tensor, dtype_of
 from surgery.checkpoint.units import Block, blocks_of
 from surgery.checkpoint.weights import Weights
@@ -69,11 +70,7 @@ class Difference:
 
     def to_dict(self) -> Mapping[str, Any]:
         """Return JSON values; what is no finite number is null."""
-        tensors = [
-            {key: None if isinstance(item, float) and not math.isfinite(item) else item for key, item in one.items()}
-            for one in map(asdict, self.tensors)
-        ]
-        return {**asdict(self), "tensors": tensors}
+        return {**asdict(self), "tensors": [finite(asdict(one)) for one in self.tensors]}
 
 
 @torch.no_grad()

@@ -181,3 +181,9 @@ def test_differences_of_numbers_without_squares_and_of_wide_rows(tmp_path: Path)
     assert [huge.relative, huge.effective_rank, wide.effective_rank, zero.relative] == [math.inf, 0, 0, math.inf]
     said = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert [one["relative"] is None for one in said["tensors"]] == [True, False, True]
+
+
+def test_the_report_of_a_merge_into_zeros_is_json(tmp_path: Path) -> None:
+    zeros = write_base(tmp_path / "zeros", {"q.weight": torch.zeros(4, 4)})
+    report = merge_checkpoint(zeros, peft(tmp_path / "a", FACTORS), tmp_path / "out", registry=REGISTRY)
+    assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["tensors"][0]["delta_rel"] is None
