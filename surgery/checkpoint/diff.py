@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from surgery.checkpoint.report import finite
 from surgery.checkpoint.source import as_tensor, dtype_of
 from surgery.checkpoint.units import Block, blocks_of
 from surgery.checkpoint.weights import Weights
@@ -22,6 +23,8 @@ __all__ = ["Difference", "TensorDifference", "diff_checkpoints"]
 
 _PROBES = 96
 """Directions in which a difference is looked at: effective ranks up to about half of that are told well."""
+_WIDEST = 1 << 18
+"""Most columns of a difference that is looked at: what is seen has as many, for each direction."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class TensorDifference:
         relative: |B - A| / |A| (Frobenius norms); of finite elements.
         changed: share of elements whose bits differ.
         effective_rank: exp of the entropy of the difference's squared singular values, as seen through a random
-            projection to at most 96 directions; 0 where the difference is no matrix, or is zero.
+            projection to at most 96 directions; 0 where the difference is no matrix, is zero, has
+            more than 262144 columns, or numbers whose squares float64 does not hold.
     """
 
     name: str
@@ -65,8 +69,8 @@ class Difference:
         return not (self.tensors or self.only_a or self.only_b or self.reshaped)
 
     def to_dict(self) -> Mapping[str, Any]:
-        """Return JSON values."""
-        return asdict(self)
+        """Return JSON values; what is no finite number is null."""
+        return {**asdict(self), "tensors": [finite(asdict(one)) for one in self.tensors]}
 
 
 @torch.no_grad()
@@ -117,13 +121,14 @@ def _compare(left: Weights, one: TensorHeader, right: Weights, other: TensorHead
         base += float(torch.where(torch.isfinite(wide), wide, 0).square().sum())
         step = torch.where(torch.isfinite(step), step, 0)
         delta += float(step.square().sum())
-        if block.columns > 1:
+        if 1 < block.columns <= _WIDEST:
             if sketch is None:
                 sketch = torch.zeros(_PROBES, block.columns, dtype=torch.float64)
             sketch += torch.randn(_PROBES, block.rows, dtype=torch.float64, generator=generator) @ step
     if not changed:
         return None
-    relative = math.sqrt(delta / base) if base else (math.inf if delta else 0.0)
+    is_held = math.isfinite(delta) and math.isfinite(base)
+    relative = math.sqrt(delta / base) if base and is_held else (math.inf if delta else 0.0)
     return TensorDifference(one.name, relative, changed / elements, _effective_rank(sketch))
 
 
@@ -138,7 +143,7 @@ def _bits(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _effective_rank(sketch: torch.Tensor | None) -> float:
-    if sketch is None:
+    if sketch is None or not bool(torch.isfinite(sketch.square().sum())):
         return 0.0
     weights = torch.linalg.svdvals(sketch).square()
     total = float(weights.sum())

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from surgery.checkpoint.foretold import Foretold
 from surgery.checkpoint.opening import load, opened
 from surgery.checkpoint.receipt import read_receipt
-from surgery.checkpoint.record import KEY, MergedRecord
+from surgery.checkpoint.record import ADAPTER_NAME, KEY, MergedRecord
 from surgery.checkpoint.report import CheckpointReport
 from surgery.checkpoint.saved import SavedAdapter
 from surgery.checkpoint.shards import Request, Shards, refuse_twice
@@ -29,7 +28,6 @@ __all__ = ["merge_checkpoint", "unmerge_checkpoint"]
 
 _UNDO = ("residue", "file", "copy", "none")
 _DTYPES = ("bfloat16", "float16", "float32")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 def merge_checkpoint(  # noqa: PLR0913 - everything after the star is optional or named
@@ -203,7 +201,7 @@ def _named(adapters: str | Path | Sequence[str | Path] | Mapping[str, str | Path
                 raise StateError(what, str(folder), "give them names: NAME=FOLDER, or {name: folder}")
             given[name] = folder
     for name in given:
-        if not _NAME.fullmatch(name):
+        if not ADAPTER_NAME.fullmatch(name):
             raise StateError(f"{name!r} cannot name an adapter", hint="use letters, digits, -, _ and ., at most 64")
     if not given:
         raise StateError("no adapter is named", hint="surgery merge BASE ADAPTER -o OUT")

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,11 @@ _LITERAL = re.compile(r"\^?[A-Za-z0-9_.-]+")
 _UNKNOWN = {
     "use_dora": "DoRA", "use_qalora": "QALoRA", "use_bdlora": "BD-LoRA", "alora_invocation_tokens": "activated LoRA",
     "trainable_token_indices": "trainable tokens", "arrow_config": "Arrow", "lora_bias": "a bias of LoRA's own",
+    "layer_replication": "layers that were repeated",
 }  # fmt: skip
 """Settings under which an adapter is more than a low-rank sum."""
+_MOVES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
+"""Beginnings for which PEFT takes something off the base: the sum is on what is left of it."""
 
 
 def is_peft(folder: Path) -> bool:
@@ -106,6 +110,10 @@ class PeftAdapter(SavedAdapter):
                 raise CheckpointError(
                     f"{what} ({key}) is not read", where, "merge it with PEFT, and save the whole model"
                 )
+        begun = str(self._config.get("init_lora_weights")).lower()
+        if begun.startswith(_MOVES_BASE):
+            what = f"init_lora_weights: {begun[:40]!r} has changed the base that the factors are added to"
+            raise CheckpointError(what, where, "save it again with path_initial_model_for_weight_conversion")
         for key in ("rank_pattern", "alpha_pattern"):
             patterns = self._config.get(key) or {}
             if not isinstance(patterns, dict) or not all(_LITERAL.fullmatch(str(name)) for name in patterns):
@@ -119,8 +127,9 @@ class PeftAdapter(SavedAdapter):
             match = _KEY.fullmatch(key)
             if match is None:
                 problems += self._fit_whole(key, weights)
-            else:
-                halves.setdefault(match["path"], {})[match["kind"]] = key
+            elif (other := halves.setdefault(match["path"], {}).setdefault(match["kind"], key)) != key:
+                what = f"the tensors {other!r} and {key!r} are the same factor"
+                problems.append(Problem(what, str(self.folder), "get the folder anew"))
         stacked = dict[str, Pair]()
         for path, found in halves.items():
             is_table = "lora_embedding_A" in found
@@ -134,8 +143,7 @@ class PeftAdapter(SavedAdapter):
                 problems += self._fit_pair(path, down, up, weights)
         if stacked and not problems:
             self._fit_experts(stacked, weights)
-        if not problems and not halves and not self._whole:
-            problems.append(Problem("the adapter holds no tensor", str(self.folder), "get the folder anew"))
+        problems += self._doubtful()
         if problems:
             raise CheckpointError.of(problems)
 
@@ -185,13 +193,35 @@ class PeftAdapter(SavedAdapter):
             theirs = list(self._tensors.headers[key].shape)
             what = f"{plain} is {list(entry.shape)} in the base and {theirs} in the adapter"
             return [Problem(what, str(self.folder), "this adapter was trained on another base: name that one")]
+        if name in self._whole:
+            what = f"the tensors {self._whole[name]!r} and {key!r} are both for {name}"
+            return [Problem(what, str(self.folder), "get the folder anew")]
         self._whole[name] = key
         return []
+
+    def _doubtful(self) -> list[Problem]:
+        """What no single tensor tells."""
+        twice = [
+            Problem(f"modules_to_save: {name} is saved whole, and adapted", str(self.folder), "merge it with PEFT")
+            for name in sorted(self._whole.keys() & {*self._pairs, *self._experts})
+        ]
+        if not self._tensors.headers:
+            return [Problem("the adapter holds no tensor", str(self.folder), "get the folder anew")]
+        return twice + self._misturned()
+
+    def _misturned(self) -> list[Problem]:
+        """PEFT sets `fan_in_fan_out` where a weight is stored as (in, out), and only there."""
+        plain = [pair for pair in self._pairs.values() if "lora_embedding_A" not in pair[0]]
+        if not plain or not self._config.get("fan_in_fan_out") or any(site.is_transposed for _, _, site in plain):
+            return []
+        what = f"fan_in_fan_out says that weights are stored as (in, out), and {plain[0][2].name} is not known to be"
+        hint = "give config.json its model_type, install the architecture's plugin, or merge it with PEFT"
+        return [Problem(what, str(self.folder / _CONFIG), hint)]
 
     def _misfit(self, path: str, down: str, up: str, site: Site, weights: Weights) -> list[Problem]:
         first, second = self._tensors.headers[down].shape, self._tensors.headers[up].shape
         whole = next(entry.shape for entry in weights.inventory.entries if entry.name == site.name)
-        if len(whole) != 2 or len(first) != 2 or len(second) != 2 or first[0] != second[1]:
+        if len(whole) != 2 or len(first) != 2 or len(second) != 2 or first[0] != second[1] or not first[0]:
             return [
                 Problem(f"{path}: factors {list(first)} and {list(second)} of a weight {list(whole)}", str(self.folder))
             ]
@@ -228,9 +258,10 @@ class PeftAdapter(SavedAdapter):
         return alpha / math.sqrt(rank) if self._config.get("use_rslora") else alpha / rank
 
     def _number(self, key: str, value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not abs(value) <= sys.float_info.max:  # type: ignore[arg-type]
             raise CheckpointError(f"{key} is {str(value)[:40]!r}, no number", str(self.folder / _CONFIG))
-        return float(value)
+        return float(value)  # type: ignore[arg-type]
 
 
 _HINT = "surgery merges LoRA factors and modules_to_save; what else was trained, such as biases, merge with PEFT"

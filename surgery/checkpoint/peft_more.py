@@ -109,5 +109,5 @@ def _fits(pair: Pair, name: str, tensors: TensorFile, weights: Weights) -> bool:
     first, second = (tensors.headers[key].shape for key in pair)
     count, *rest = next(entry.shape for entry in weights.inventory.entries if entry.name == name)
     wanted = rest[::-1] if weights.sites[name].is_transposed else rest
-    is_pair = len(first) == len(second) == 2 and first[0] == second[1] and first[0] and not first[0] % count
+    is_pair = len(first) == len(second) == 2 and first[0] == second[1] and first[0] and count and not first[0] % count
     return bool(is_pair) and [second[0], first[1]] == wanted

@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from surgery.errors import CheckpointError
 
-__all__ = ["KEY", "ORIGINALS", "RESIDUE", "AdapterRecord", "MergedRecord", "TensorRecord", "adapter_folder"]
+__all__ = [
+    "ADAPTER_NAME",
+    "KEY",
+    "ORIGINALS",
+    "RESIDUE",
+    "AdapterRecord",
+    "MergedRecord",
+    "TensorRecord",
+    "adapter_folder",
+]
 
 KEY = "merge"
 """Where it stands in the receipt."""
 RESIDUE = "surgery/residue.bin"
 ORIGINALS = "surgery/original"
 """What the base had before its dtype was changed: heads of files, `config.json`, the index."""
+ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+"""What names an adapter: a folder, in every file system."""
 _VERSION = 1
-_SHA = 64
+_UNDO = ("residue", "copy", "file", "none")
+_DTYPES = ("", "bfloat16", "float16", "float32")
+_MOST = 1 << 48
 
 
 def adapter_folder(name: str) -> str:
@@ -118,9 +133,53 @@ class MergedRecord:
                 name: TensorRecord(**{**one, "blocks": tuple(one["blocks"])})
                 for name, one in body.pop("tensors").items()
             }
-            return cls(adapters=adapters, tensors=tensors, **body)
-        except (TypeError, KeyError, AttributeError) as error:
+            record = cls(adapters=adapters, tensors=tensors, **body)
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise damaged from error
+        if not _makes_sense(record):
+            raise damaged
+        return record
+
+
+def _makes_sense(record: MergedRecord) -> bool:
+    """Anybody can seal a record: what is in it must be of its kind before it is used."""
+    has_kinds = (
+        record.undo in _UNDO
+        and record.dtype in _DTYPES
+        and isinstance(record.base, str)
+        and isinstance(record.fast, bool)
+        and _is_text(record.heads)
+        and _is_text(record.written)
+    )
+    return (
+        has_kinds
+        and all(map(_is_adapter, record.adapters))
+        and all(map(_is_tensor, record.tensors.values()))
+        and (bool(record.adapters) or all(one.at < 0 for one in record.tensors.values()))
+    )
+
+
+def _is_text(table: Any) -> bool:
+    return isinstance(table, dict) and all(isinstance(item, str) for item in table.values())
+
+
+def _is_adapter(one: AdapterRecord) -> bool:
+    return (
+        isinstance(one.name, str)
+        and ADAPTER_NAME.fullmatch(one.name) is not None
+        and isinstance(one.factor, int | float)
+        and math.isfinite(one.factor)
+        and isinstance(one.format, str)
+        and isinstance(one.digest, str)
+        and all(isinstance(name, str) for name in one.files)
+    )
+
+
+def _is_tensor(one: TensorRecord) -> bool:
+    return all(isinstance(text, str) for text in (one.file, one.base, one.merged)) and all(
+        type(count) is int and low <= count < _MOST
+        for count, low in ((one.at, -1), *((size, 0) for size in one.blocks))
+    )
 
 
 def _digest(body: Mapping[str, Any]) -> str:

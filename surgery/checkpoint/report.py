@@ -14,7 +14,7 @@ import torch
 from surgery.exact.loops import compiled_for, unsigned
 from surgery.operation import MergeRecord
 
-__all__ = ["CheckpointReport", "Tally"]
+__all__ = ["CheckpointReport", "Tally", "finite"]
 
 _IN_CACHE = 1 << 16
 """Elements whose intermediate results stay in a core's own cache."""
@@ -106,5 +106,10 @@ class CheckpointReport:
     left_out: tuple[str, ...] = field(default=())
 
     def to_dict(self) -> Mapping[str, Any]:
-        """Return JSON values."""
-        return {**asdict(self), "path": str(self.path), "tensors": [one.to_dict() for one in self.tensors]}
+        """Return JSON values; what is no finite number is null."""
+        return {**asdict(self), "path": str(self.path), "tensors": [finite(one.to_dict()) for one in self.tensors]}
+
+
+def finite(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the table with None for what is no finite number, of which JSON knows none."""
+    return {key: None if isinstance(item, float) and not math.isfinite(item) else item for key, item in table.items()}

@@ -59,7 +59,7 @@ class TensorFile:
         self.not_finite = {
             name
             for name in self.headers
-            if (tensor := self.read(name)).is_floating_point() and not bool(torch.isfinite(tensor).all())
+            if (tensor := self.read(name)).is_floating_point() and not bool(torch.isfinite(_wide(tensor)).all())
         }
 
     def read(self, name: str) -> torch.Tensor:
@@ -74,6 +74,11 @@ class TensorFile:
         if not data:
             return torch.empty(header.shape, dtype=dtype)
         return torch.frombuffer(data, dtype=torch.uint8).view(dtype).view(header.shape)
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    """Floats of eight bits hold NaN, and nobody asks them."""
+    return tensor.float() if tensor.element_size() == 1 else tensor
 
 
 class SavedAdapter(ABC):

@@ -115,9 +115,12 @@ def blocks_of(piece: Piece) -> Iterator[Block]:
 
 
 def _as_matrices(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Return how many matrices a tensor is, and their shape: a vector is a column."""
+    """Return how many matrices a tensor is, and their shape: a vector is a column.
+
+    Where there is no element there is no matrix: a header may speak of any number of empty ones.
+    """
     if len(shape) == 3:
-        return shape[0], shape[1], shape[2]
+        return shape[0] if math.prod(shape) else 0, shape[1], shape[2]
     return 1, shape[0] if shape else 1, math.prod(shape[1:])
 
 

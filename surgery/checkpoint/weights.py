@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from surgery.checkpoint.failures import told
 from surgery.errors import CheckpointError
 from surgery.planning import Plan
 from surgery.planning.checkpoint import Piece, inventory_of_checkpoint, pieces_of_checkpoint
-from surgery.planning.headers import TensorHeader, parse_head, read_checkpoint_headers, read_config
+from surgery.planning.headers import MAX_HEAD, TensorHeader, parse_head, read_checkpoint_headers, read_config
 from surgery.planning.inventory import Inventory, ParameterEntry
 from surgery.planning.make import Anatomy, anatomy, decide
 from surgery.planning.sites import sites_of
@@ -92,6 +93,9 @@ class Weights:
         found = {}
         for path in sorted(originals.glob("*.safetensors.head")):
             with told(path):
+                status = path.lstat()
+                if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_HEAD:
+                    raise CheckpointError("the header that was kept is no file, or too large", str(path))
                 found[path.name.removesuffix(".head")] = path.read_bytes()
         return found
 

@@ -18,11 +18,13 @@ from surgery.errors import CheckpointError
 from surgery.planning.inventory import DTYPE_BYTES
 
 __all__ = [
-    "SAFETENSORS_NAMES", "TensorHeader", "check_index", "parse_head", "read_checkpoint_headers", "read_config",
-    "read_header", "read_json", "read_settings",
+    "MAX_HEAD", "SAFETENSORS_NAMES", "TensorHeader", "check_index", "parse_head", "read_checkpoint_headers",
+    "read_config", "read_header", "read_json", "read_settings",
 ]  # fmt: skip
 
 _MAX_HEADER = 32 * 1024 * 1024
+MAX_HEAD = 8 + _MAX_HEADER
+"""Most bytes that stand before the tensors of a file."""
 _MAX_INDEX = 64 * 1024 * 1024
 _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
@@ -78,7 +80,7 @@ def parse_head(data: bytes, path: Path) -> tuple[dict[str, TensorHeader], int]:
     Raises:
         CheckpointError: it is damaged.
     """
-    if len(data) < 8 or int.from_bytes(data[:8], "little") != len(data) - 8 or len(data) > _MAX_HEADER:
+    if len(data) < 8 or int.from_bytes(data[:8], "little") != len(data) - 8 or len(data) > MAX_HEAD:
         raise CheckpointError("the header that was kept is damaged", str(path))
     ends = [
         value["data_offsets"][1]
