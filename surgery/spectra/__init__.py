@@ -1,0 +1,34 @@
+"""What changed in the weights: singular values of changes, what they share, and adapters made of them."""
+
+from surgery.spectra.control import random_change
+from surgery.spectra.decomposition import Decomposition, decompose, decompose_product
+from surgery.spectra.intruders import Intruders, intruders
+from surgery.spectra.matrix import Matrix, matrices_of_models, matrices_of_operation
+from surgery.spectra.measure import Figures, MatrixChange, Settings, measure, measure_all, medians
+from surgery.spectra.ranks import entropy_rank, numerical_rank, rank_for_energy, stable_rank
+from surgery.spectra.subspaces import expected_overlap, overlap, overlaps
+
+__all__ = [
+    "Decomposition",
+    "Figures",
+    "Intruders",
+    "Matrix",
+    "MatrixChange",
+    "Settings",
+    "decompose",
+    "decompose_product",
+    "entropy_rank",
+    "expected_overlap",
+    "intruders",
+    "matrices_of_models",
+    "matrices_of_operation",
+    "measure",
+    "measure_all",
+    "medians",
+    "numerical_rank",
+    "overlap",
+    "overlaps",
+    "random_change",
+    "rank_for_energy",
+    "stable_rank",
+]
