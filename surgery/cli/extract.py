@@ -24,6 +24,7 @@ _KINDS = {
     "norm": "norms",
     "embedding": "embeddings",
     "head": "heads",
+    "router": "routers",
     "matrix": "matrices",
     "other": "others",
 }
@@ -46,7 +47,7 @@ def extract(
     roles: Annotated[
         str | None,
         typer.Option(
-            "--roles", metavar="REGEX", help="Roles to take; without, every matrix but embeddings and heads."
+            "--roles", metavar="REGEX", help="Roles to take; without, every matrix but embeddings, heads and routers."
         ),
     ] = None,
     spec: Annotated[
@@ -99,8 +100,8 @@ def _lines(found: Extraction) -> list[str]:
 
     share = found.parameters / max(found.model_parameters, 1)
     lines = [
-        f"extracted {found.folder}: {len(found.covered)} sites, {found.parameters:,} numbers ({share:.2%} of the base); "
-        f"keeps {found.kept:.1%} of their |dW|^2",
+        f"extracted {found.folder}: {len(found.covered)} sites, {found.parameters:,} numbers "
+        f"({share:.2%} of the base); keeps {found.kept:.1%} of their |dW|^2",
         "",
         *table([_HEAD, *map(_row, found.covered[:_ROWS])]),
     ]

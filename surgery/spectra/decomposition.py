@@ -21,10 +21,10 @@ _FIRST_SKETCH = 64
 
 @dataclass(frozen=True, eq=False)
 class Decomposition:
-    """The leading singular triplets of a matrix M (m, n), in float64 (float32 where M is): M is about left * values @ right.
+    """The leading singular triplets of a matrix M (m, n): M is left * values @ right, or about that.
 
     Attributes:
-        left: (m, k), orthonormal columns.
+        left: (m, k), orthonormal columns; float64, or float32 for a sketch of a float32 matrix.
         values: (k), descending.
         right: (k, n), orthonormal rows.
         energy: |M|^2 (Frobenius), of the whole of M.
@@ -141,7 +141,8 @@ def _sketched(matrix: torch.Tensor, total: float, size: int, seed: int) -> Decom
 
 
 def _orthonormal(matrix: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.qr(matrix).Q
+    basis: torch.Tensor = torch.linalg.qr(matrix)[0]
+    return basis
 
 
 def _zero(matrix: torch.Tensor) -> Decomposition:

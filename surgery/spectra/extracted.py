@@ -65,7 +65,7 @@ class Uncovered:
 
     Attributes:
         name, role: which one.
-        kind: `bias`, `norm`, `embedding`, `head`, `matrix` or `other`.
+        kind: `bias`, `norm`, `embedding`, `head`, `router`, `matrix` or `other`.
         relative_norm: |dW| / |W|, of finite elements; inf where W is zero.
         energy: |dW|^2.
     """
@@ -152,4 +152,6 @@ def kind_of(site: Site) -> str:
     for kind in ("embedding", "head"):
         if site.role.startswith(f"{kind}."):
             return kind
+    if site.role == "moe.router":
+        return "router"
     return "matrix" if site.is_matrix or site.experts else "other"

@@ -18,7 +18,7 @@ from surgery.spectra.extracted import Extraction
 from surgery.spectra.filled import filled_tensors, replaces
 from surgery.spectra.gather import Found, Wanted, gather
 from surgery.spectra.pair import CheckpointPair
-from surgery.spectra.ranked_spec import Ranked, ranked_spec
+from surgery.spectra.ranked_spec import ranked_spec
 
 __all__ = ["ENERGY", "REPORT_FILE", "SPEC_FILE", "extract"]
 
@@ -33,7 +33,7 @@ Progress = Callable[[int, int, str], None]
 
 
 @torch.no_grad()
-def extract(
+def extract(  # noqa: PLR0913 - everything after the star is optional or named
     base: str | Path,
     tuned: str | Path,
     out: str | Path,
@@ -144,9 +144,7 @@ def _refuse_nothing(found: Found, pair: CheckpointPair, tuned: str | Path) -> No
     raise CheckpointError(what, f"{pair.folder} and {tuned}", hint)
 
 
-def _final_plan(
-    found: Found, template: Spec, pair: CheckpointPair, registry: Registry, name: str
-) -> tuple[Plan, bool]:
+def _final_plan(found: Found, template: Spec, pair: CheckpointPair, registry: Registry, name: str) -> tuple[Plan, bool]:
     """Return the plan of the new spec, and whether its ranks are larger than those that were found."""
     spec, ranked = ranked_spec(
         found.ranked, template, pair.sites, lambda adapter, site: registry.adapter(adapter).claims(site), name
@@ -200,5 +198,9 @@ def _name(folder: Path) -> str:
 
 
 def _yaml(spec: Spec, energy: float | None) -> str:
-    what = f"Ranks that keep {energy:.0%} of what a full fine-tune changed in each weight." if energy else "Ranks as asked for."
+    what = (
+        f"Ranks that keep {energy:.0%} of what a full fine-tune changed in each weight."
+        if energy
+        else "Ranks as asked for."
+    )
     return f"# {what} Written by `surgery extract`.\n{spec.to_yaml()}"

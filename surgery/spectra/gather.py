@@ -189,7 +189,9 @@ def _extract_of(site: Site, energy: float, weight: float, missed: float, rank: i
     )
 
 
-def _uncovered(sites: Sequence[Site], edits: Sequence[Edit], base: torch.Tensor, tuned: torch.Tensor) -> Iterator[Uncovered]:
+def _uncovered(
+    sites: Sequence[Site], edits: Sequence[Edit], base: torch.Tensor, tuned: torch.Tensor
+) -> Iterator[Uncovered]:
     """Yield the sites of one parameter that changed and are no edit's."""
     if any(edit.site.slice is None for edit in edits):
         return
@@ -234,5 +236,3 @@ def _difference(base: torch.Tensor, tuned: torch.Tensor) -> _Difference:
             square = float(torch.where(torch.isfinite(tensor), tensor, 0.0).square().sum())
             weight, energy = (weight + square, energy) if is_base else (weight, energy + square)
     return _Difference(changed, energy, weight)
-
-

@@ -48,7 +48,7 @@ class Matrix:
 
     @property
     def change(self) -> torch.Tensor:
-        """tuned - base."""
+        """What was added: tuned - base."""
         return self.tuned - self.base
 
 
@@ -115,7 +115,8 @@ def matrices_of_operation(op: Operation, name: str = "default") -> Iterator[Matr
 def _wide(tensor: torch.Tensor, site: Site, which: str) -> torch.Tensor:
     if not tensor.is_floating_point():
         raise StateError(f"{which} is {tensor.dtype}, which is not floating point", site.name)
-    wide = tensor.to("cpu", torch.float64 if tensor.numel() < _LARGE else torch.float32)
+    # Contiguous: sums over other strides round otherwise, and the same weights would give other last digits.
+    wide = tensor.to("cpu", torch.float64 if tensor.numel() < _LARGE else torch.float32).contiguous()
     if not bool(torch.isfinite(wide).all()):
         raise StateError(f"{which} holds NaN or inf", site.key, "repair or retrain it: nothing can be said of it")
     return wide

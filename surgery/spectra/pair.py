@@ -57,11 +57,15 @@ class CheckpointPair:
         self.inventory, self._ours = self._named()
         self.described: Anatomy = anatomy(self.inventory, registry)
         known = {entry.name: entry for entry in self.inventory.entries}
-        self._theirs = _aligned(known, {entry.name for entry in self._tuned.inventory.entries})
+        self._theirs = _found(self.inventory, {entry.name for entry in self._tuned.inventory.entries})
         shapes = {entry.name: entry.shape for entry in self._tuned.inventory.entries}
         self.lacking = tuple(sorted(set(known) - set(self._theirs)))
-        self.added = tuple(sorted(set(shapes) - set(self._theirs.values())))
-        self.reshaped = tuple(sorted(name for name, other in self._theirs.items() if known[name].shape != shapes[other]))
+        met = set(self._theirs.values())
+        ties = self._tuned.inventory.ties
+        self.added = tuple(sorted(name for name in set(shapes) - met if met.isdisjoint(ties.get(name, ()))))
+        self.reshaped = tuple(
+            sorted(name for name, other in self._theirs.items() if known[name].shape != shapes[other])
+        )
         if not self._theirs:
             what = f"no tensor of {tuned} has a name of {base}"
             raise CheckpointError(what, str(tuned), "name a base and a checkpoint that was tuned from it")
@@ -98,10 +102,12 @@ class CheckpointPair:
         return tuple(found)
 
     def refuse_unequal(self, names: Collection[str]) -> None:
-        """Raise CheckpointError where one of these parameters is missing in the tuned checkpoint, or has another shape."""
+        """Raise CheckpointError where the tuned checkpoint lacks one of these, or has another shape for it."""
         where = str(self._tuned.folder)
         hint = "name a base and a checkpoint that was tuned from it"
-        problems = [Problem(f"it has no {name!r}, which the base has", where, hint) for name in self.lacking if name in names]
+        problems = [
+            Problem(f"it has no {name!r}, which the base has", where, hint) for name in self.lacking if name in names
+        ]
         shapes = {entry.name: list(entry.shape) for entry in self.inventory.entries}
         others = {entry.name: list(entry.shape) for entry in self._tuned.inventory.entries}
         problems += [
@@ -139,9 +145,8 @@ class CheckpointPair:
         except (CheckpointError, PlanError):
             model = None  # a type that no installed library knows, or a configuration without sizes
         if model is not None:
-            names = _aligned({entry.name for entry in model.entries}, entries)
-            whole = all(entry.name in names and entries[names[entry.name]].shape == entry.shape for entry in model.entries)
-            if whole:
+            names = _found(model, entries)
+            if all(e.name in names and entries[names[e.name]].shape == e.shape for e in model.entries):
                 # A model that is built from its configuration does not have the dtype of the files.
                 kept = tuple(replace(entry, dtype=entries[names[entry.name]].dtype) for entry in model.entries)
                 return replace(model, entries=kept), names
@@ -152,6 +157,16 @@ def _stored(weights: Weights, name: str) -> str:
     stored = weights.stored_name(name)
     assert stored is not None
     return stored
+
+
+def _found(model: Inventory, theirs: Collection[str]) -> dict[str, str]:
+    """Return name in the model -> name in files, of the tensor or of one that is tied to it."""
+    names = _aligned([entry.name for entry in model.entries], theirs)
+    for name, others in model.ties.items():
+        stored = next((names[other] for other in (name, *others) if other in names), None)
+        if stored is not None:
+            names.setdefault(name, stored)
+    return names
 
 
 def _aligned(ours: Collection[str], theirs: Collection[str]) -> dict[str, str]:

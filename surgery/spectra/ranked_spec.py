@@ -70,7 +70,9 @@ def _rules(
     groups: dict[tuple[Any, ...], list[Ranked]] = {}
     for one in chosen:
         edit = one.edit
-        groups.setdefault((edit.rule, edit.site.role, edit.site.stack, edit.tied, one.rank, one.is_oversized), []).append(one)
+        groups.setdefault(
+            (edit.rule, edit.site.role, edit.site.stack, edit.tied, one.rank, one.is_oversized), []
+        ).append(one)
     for group in groups.values():
         edit = group[0].edit
         keys = _options(template.rules[edit.rule], group[0])
