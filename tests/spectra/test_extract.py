@@ -230,7 +230,7 @@ def test_adapters_that_cannot_hold_it_are_refused(tmp_path: Path) -> None:
 
 def test_files_of_a_base_model_make_an_adapter_of_the_whole(tmp_path: Path) -> None:
     """The hub's GPT-2 has no `transformer.` in its files, and its configuration names the class with a head."""
-    base, tuned = base_and_tuned(tmp_path, "GPT2LMHeadModel")
+    base, _ = base_and_tuned(tmp_path, "GPT2LMHeadModel")
     folder = tmp_path / "bare"
     shutil.copytree(tmp_path / "base", folder)
     for path in folder.glob("*.safetensors*"):
@@ -254,7 +254,7 @@ def test_new_head_is_told_and_does_not_hinder(tmp_path: Path) -> None:
 
 
 def test_nothing_of_nothing(tmp_path: Path) -> None:
-    base, tuned = base_and_tuned(tmp_path, "GPT2LMHeadModel")
+    base, _ = base_and_tuned(tmp_path, "GPT2LMHeadModel")
     with pytest.raises(errors.CheckpointError, match="there is no difference"):
         surgery.extract(tmp_path / "base", tmp_path / "base", tmp_path / "out", registry=REGISTRY)
     with torch.no_grad():
