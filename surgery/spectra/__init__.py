@@ -1,7 +1,7 @@
 """What changed in the weights: singular values of changes, what they share, and adapters made of them."""
 
 from surgery.spectra.control import random_change
-from surgery.spectra.decomposition import Decomposition, decompose, decompose_product
+from surgery.spectra.decomposition import Decomposition, decompose, decompose_product, leading
 from surgery.spectra.intruders import Intruders, intruders
 from surgery.spectra.matrix import Matrix, matrices_of_models, matrices_of_operation
 from surgery.spectra.measure import Figures, MatrixChange, Settings, measure, measure_all, medians
@@ -20,6 +20,7 @@ __all__ = [
     "entropy_rank",
     "expected_overlap",
     "intruders",
+    "leading",
     "matrices_of_models",
     "matrices_of_operation",
     "measure",

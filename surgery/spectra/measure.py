@@ -11,7 +11,7 @@ import torch
 
 from surgery.operation.attach import site_seed
 from surgery.spectra.control import random_change
-from surgery.spectra.decomposition import Decomposition, decompose
+from surgery.spectra.decomposition import EXACT_UP_TO, Decomposition, decompose, leading
 from surgery.spectra.extracted import finite
 from surgery.spectra.intruders import EPSILON, LOOKED_AT, intruders
 from surgery.spectra.matrix import Matrix
@@ -100,13 +100,13 @@ def measure(matrix: Matrix, settings: Settings | None = None) -> MatrixChange | 
     delta = matrix.change
     if not bool(delta.any()):
         return None
-    base = _decomposed(matrix.base, settings, 0)
-    change = _decomposed(delta, settings, 1, settings.energy)
+    bound = settings.exact_up_to or EXACT_UP_TO
+    base = decompose(matrix.base, seed=settings.seed, exact_up_to=bound)
+    change = _values(delta, settings)
     rank = numerical_rank(change)
     generator = torch.Generator().manual_seed(site_seed(settings.seed, f"control {matrix.name}"))
     is_low = change.is_exact and rank < min(matrix.shape)
     random = random_change(matrix.shape, change.norm, generator, rank if is_low else None)
-    beside = _decomposed(random, settings, 2, settings.energy)
     return MatrixChange(
         name=matrix.name,
         role=matrix.site.role,
@@ -117,7 +117,7 @@ def measure(matrix: Matrix, settings: Settings | None = None) -> MatrixChange | 
         relative_norm=change.norm / base.norm if base.energy else float("inf"),
         rank=rank,
         found=_figures(base, change, matrix.tuned, settings),
-        control=_figures(base, beside, matrix.base + random, settings),
+        control=_figures(base, _values(random, settings), matrix.base + random, settings),
         missed=change.missed,
     )
 
@@ -146,7 +146,8 @@ def medians(changes: Sequence[MatrixChange]) -> Mapping[str, float]:
 
 
 def _figures(base: Decomposition, change: Decomposition, tuned: torch.Tensor, settings: Settings) -> Figures:
-    after = _decomposed(tuned, settings, 3)
+    bound = settings.exact_up_to or EXACT_UP_TO
+    after = leading(tuned, settings.looked_at, seed=settings.seed, exact_up_to=bound)
     new = intruders(base, after, settings.looked_at, settings.epsilon)
     return Figures(
         stable_rank=stable_rank(change),
@@ -159,6 +160,6 @@ def _figures(base: Decomposition, change: Decomposition, tuned: torch.Tensor, se
     )
 
 
-def _decomposed(matrix: torch.Tensor, settings: Settings, turn: int, energy: float | None = None) -> Decomposition:
-    bound = {} if settings.exact_up_to is None else {"exact_up_to": settings.exact_up_to}
-    return decompose(matrix, energy=energy, seed=4 * settings.seed + turn, **bound)
+def _values(delta: torch.Tensor, settings: Settings) -> Decomposition:
+    bound = settings.exact_up_to or EXACT_UP_TO
+    return decompose(delta, energy=settings.energy, seed=settings.seed, exact_up_to=bound, vectors=False)

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from planted import orthogonal, planted
 
 from surgery.errors import StateError
-from surgery.spectra import decompose, decompose_product, entropy_rank, numerical_rank, rank_for_energy, stable_rank
+from surgery.spectra import (
+    decompose,
+    decompose_product,
+    entropy_rank,
+    leading,
+    numerical_rank,
+    rank_for_energy,
+    stable_rank,
+)
 
 VALUES = (8.0, 4.0, 2.0, 1.0)
 
@@ -87,6 +95,30 @@ def test_product_is_decomposed_without_being_made() -> None:
     assert found.energy == pytest.approx(dense.energy)
     assert torch.allclose((found.left * found.values) @ found.right, 0.5 * up.double() @ down.double())
     assert torch.allclose(found.left.mT @ found.left, torch.eye(4, dtype=torch.float64), atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(12, 7), (7, 12), (9, 9)])
+def test_leading_triplets_are_those_of_the_whole(shape: tuple[int, int]) -> None:
+    matrix = planted(*shape, VALUES)
+    found, whole = leading(matrix, 3), decompose(matrix)
+    assert torch.allclose(found.values, whole.values[:3])
+    assert torch.allclose((found.left.mT @ whole.left[:, :3]).abs(), torch.eye(3, dtype=torch.float64), atol=1e-9)
+    assert torch.allclose(
+        (found.left * found.values) @ found.right, whole.left[:, :3] * whole.values[:3] @ whole.right[:3]
+    )
+    assert (found.energy, found.is_exact) == (whole.energy, False)
+    assert leading(matrix, 99).is_exact
+    sketched = leading(matrix, 2, exact_up_to=4)
+    assert torch.allclose(sketched.values, whole.values[:2])
+    assert len(leading(torch.zeros(shape), 2).values) == 2
+
+
+def test_values_alone_are_the_same() -> None:
+    matrix = planted(12, 7, VALUES)
+    found, whole = decompose(matrix, vectors=False), decompose(matrix)
+    assert torch.allclose(found.values, whole.values, atol=1e-12)
+    assert (found.left.shape, found.right.shape, found.shape) == ((12, 0), (0, 7), (12, 7))
+    assert found.energy == whole.energy
 
 
 def test_ranks_of_known_spectra() -> None:
