@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,10 @@ def test_control_depends_on_seed_and_matrix_alone() -> None:
     assert other is not None
     assert one.control != other.control
     assert one.found == other.found
+    elsewhere = measure(Matrix(replace(SITE, path="down"), None, matrix.base, matrix.tuned))
+    assert elsewhere is not None
+    assert elsewhere.control != one.control
+    assert elsewhere.found == one.found
 
 
 def test_intruders_beside_a_control_that_has_none() -> None:
