@@ -244,6 +244,14 @@ def test_files_of_a_base_model_make_an_adapter_of_the_whole(tmp_path: Path) -> N
     surgery.merge_checkpoint(folder, tmp_path / "out", tmp_path / "merged", registry=REGISTRY)
 
 
+def test_dtype_is_that_of_the_files_whatever_the_configuration_says(tmp_path: Path) -> None:
+    base_and_tuned(tmp_path, "GPT2LMHeadModel", torch.bfloat16)
+    path = tmp_path / "base" / "config.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "dtype"}))
+    surgery.extract(tmp_path / "base", tmp_path / "tuned", tmp_path / "out", registry=REGISTRY)
+    surgery.load_adapter(_fresh(tmp_path / "base", torch.bfloat16), tmp_path / "out", registry=REGISTRY).undo()
+
+
 def test_new_head_is_told_and_does_not_hinder(tmp_path: Path) -> None:
     base_and_tuned(tmp_path, "BertForMaskedLM")
     classifier, _ = build("BertForSequenceClassification", seed=1)
