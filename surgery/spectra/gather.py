@@ -13,7 +13,7 @@ from surgery.architecture import Site
 from surgery.operation.bits import same_bits, sha256
 from surgery.operation.fold import canonical_view
 from surgery.planning import Edit, Plan
-from surgery.spectra.decomposition import Decomposition, decompose
+from surgery.spectra.decomposition import EXACT_UP_TO, Decomposition, decompose, leading
 from surgery.spectra.extracted import MatrixExtract, Uncovered, kind_of
 from surgery.spectra.matrix import Matrix, cut
 from surgery.spectra.pair import CheckpointPair
@@ -160,7 +160,10 @@ def _factors(matrix: Matrix, wanted: Wanted, edit: Edit) -> tuple[torch.Tensor, 
     rank = None if rank is None else min(rank, *matrix.shape)
     if not bool(delta.any()):
         return delta[:, :0], delta[:0], 0, 0.0
-    whole = decompose(delta, rank=rank, energy=wanted.energy if rank is None else None, seed=wanted.seed)
+    if min(matrix.shape) <= EXACT_UP_TO:
+        whole = leading(delta, min(matrix.shape))
+    else:
+        whole = decompose(delta, rank=rank, energy=wanted.energy if rank is None else None, seed=wanted.seed)
     chosen = rank_for_energy(whole, wanted.energy or 1.0) if rank is None else rank
     kept: Decomposition = whole.cut(min(chosen, numerical_rank(whole)))
     # Balanced: training that goes on from here moves both factors alike.
