@@ -22,6 +22,7 @@ import time
 from collections import defaultdict
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 WIDTH, INNER = 2048, 5632
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -165,6 +166,29 @@ def peak() -> int:
     return 0
 
 
+def plot(told: list[dict[str, Any]], file: Path) -> None:
+    """Draw wall time and memory of each contestant over the size of the checkpoint."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    mpl.rcParams["svg.hashsalt"] = "surgery"
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
+    colours = {"cp": "#000000", "surgery all": "#0072B2", "surgery qv": "#009E73", "peft all": "#D55E00"}
+    for name in dict.fromkeys(one["contestant"] for one in told):
+        rows = sorted((one["gigabytes"], one["wall"], one["rss"]) for one in told if one["contestant"] == name)
+        sizes, walls, memory = zip(*rows, strict=True)
+        axes[0].plot(sizes, walls, marker="o", label=name, color=colours.get(name))
+        if name != "cp":
+            axes[1].plot(sizes, memory, marker="o", label=name, color=colours.get(name))
+    for axis, what in zip(axes, ("wall time, s", "peak memory over imports, MB"), strict=True):
+        axis.set(xlabel="checkpoint, GB (bfloat16)", ylabel=what, xlim=(0, None), ylim=(0, None))
+        axis.legend(frameon=False)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, metadata={"Date": None})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gigabytes", type=float, nargs="+", default=[0.1, 0.5, 1.0])
@@ -172,8 +196,12 @@ def main() -> None:
     parser.add_argument("--where", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--only", nargs="+", metavar="CONTESTANT", help="cp and these, such as 'surgery all'")
     parser.add_argument("--json", type=Path, help="write the medians there")
+    parser.add_argument("--plot", type=Path, help="draw --json's medians over the size there, and run nothing")
     parser.add_argument("--one", nargs=3, metavar=("HOW", "FOLDER", "OUT"))
     given = parser.parse_args()
+    if given.plot:
+        plot(json.loads(given.json.read_text()), given.plot)
+        return
     if given.one:
         print(json.dumps(one(given.one[0], Path(given.one[1]), Path(given.one[2]))))
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from surgery.checkpoint.names import RECEIPT
 from surgery.checkpoint.transaction import Transaction
 from surgery.errors import CheckpointError
 
-__all__ = ["Carried", "carried"]
+__all__ = ["Carried", "carried", "copy_file"]
 
 _WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".ckpt", ".onnx", ".gguf", ".ot"})
 """Files of other weights would not be those of the result."""
@@ -36,16 +37,32 @@ class Carried:
         """Bytes of all."""
         return sum(size for _, size in self.files)
 
+    def without(self, names: Collection[str]) -> Carried:
+        """The same but for files that are written anew."""
+        return Carried(tuple(one for one in self.files if one[0] not in names), self.left_out)
+
     def copy(self, folder: Path, tx: Transaction) -> None:
         """Stage all of them."""
         for name, size in self.files:
-            with told(folder / name):
-                source = os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                with tx.create(name, size, digest=True) as file:
-                    file.copy_range(source, 0, size, 0)
-            finally:
-                os.close(source)
+            copy_file(folder / name, size, tx, name)
+
+
+def copy_file(path: Path, size: int, tx: Transaction, name: str) -> str:
+    """Stage a copy of a file as `name`; return its sha256.
+
+    Raises:
+        CheckpointError: the file is shorter.
+        DiskError: the disk refuses.
+    """
+    with told(path):
+        source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with tx.create(name, size, digest=True) as file:
+            file.copy_range(source, 0, size, 0)
+    finally:
+        os.close(source)
+    assert file.sha256 is not None
+    return file.sha256
 
 
 def carried(folder: Path, weights: frozenset[str]) -> Carried:

@@ -1,18 +1,29 @@
-"""The sha256 of a file while it is filled in any order."""
+"""The sha256 of a file: of one that is there, and of one while it is filled in any order."""
 
 from __future__ import annotations
 
 import hashlib
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
+from surgery.checkpoint.failures import told
 from surgery.checkpoint.ranges import Ranges
 
-__all__ = ["Digest"]
+__all__ = ["Digest", "sha256_of"]
 
 _BLOCK = 1024 * 1024
 _LARGE = 16 * 1024 * 1024
 """From this size on a thread hashes what has been written, out of the page cache, beside those that write."""
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file."""
+    digest = hashlib.sha256()
+    with told(path), path.open("rb") as file:
+        while data := file.read(_BLOCK):
+            digest.update(data)
+    return digest.hexdigest()
 
 
 class Digest:

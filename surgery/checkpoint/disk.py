@@ -65,6 +65,10 @@ class Disk:
     def unlink(self, folder: int, name: str) -> None:
         self.do("unlink", lambda: os.unlink(name, dir_fd=folder))
 
+    def link(self, source: Path, folder: int, name: str) -> None:
+        """Give the file `source` another name."""
+        self.do("link", lambda: os.link(source, name, dst_dir_fd=folder, follow_symlinks=False))
+
     def rename(self, folder: int, name: str, to_folder: int, to_name: str) -> None:
         """Rename; an entry of the new name is replaced in the same instant, and a link is replaced, not followed."""
         self.do("rename", lambda: os.rename(name, to_name, src_dir_fd=folder, dst_dir_fd=to_folder))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -34,11 +34,12 @@ class Foretold:
     hold: int
 
     @classmethod
-    def of(cls, weights: Weights, units: Sequence[Unit], jobs: int, beside: int) -> Self:
-        """Say it of these units."""
-        size = sum(head.size for head in weights.heads.values()) + beside
+    def of(cls, weights: Weights, units: Sequence[Unit], jobs: int, beside: int, sizes: Collection[int]) -> Self:
+        """Say it of these units, with files of these `sizes` written anew and so many bytes `beside` them."""
+        read = sum(head.size for head in weights.stored_heads.values()) + beside
+        write = sum(sizes) + beside
         computed = sum(not unit.is_copied for unit in units)
-        return cls(len(weights.heads), len(weights.headers), computed, size, size, jobs * BLOCK * _HELD)
+        return cls(len(weights.heads), len(weights.headers), computed, read, write, jobs * BLOCK * _HELD)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""

@@ -81,7 +81,7 @@ def _move(entry: Any, where: str) -> Move:
     if not is_typed or size < 0:
         raise ValueError("an entry is not of the form [name, staged, size, sha256]")
     if name != RECEIPT:
-        check_name(name, where)
+        check_name(name, where, nested=True)
     elif not staged:
         raise ValueError("the receipt would be removed")
     if (staged and not _STAGED.fullmatch(staged)) or (sha256 and not _SHA256.fullmatch(sha256)):

@@ -1,82 +1,93 @@
-"""Merging adapters into a checkpoint, and taking them out: one pass from a source to a set of adapters."""
+"""Merging adapters into a checkpoint, and taking them out."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from surgery.checkpoint.carried import carried
-from surgery.checkpoint.consistent import consistent
 from surgery.checkpoint.foretold import Foretold
-from surgery.checkpoint.native import NativeAdapter
-from surgery.checkpoint.peft import PeftAdapter, is_peft
+from surgery.checkpoint.opening import load, opened
 from surgery.checkpoint.receipt import read_receipt
-from surgery.checkpoint.record import KEY, AdapterRecord, MergedRecord, adapter_folder
+from surgery.checkpoint.record import KEY, MergedRecord
 from surgery.checkpoint.report import CheckpointReport
 from surgery.checkpoint.saved import SavedAdapter
-from surgery.checkpoint.source import Source, sha256_of
-from surgery.checkpoint.stream import Stream, Tell
+from surgery.checkpoint.shards import Request, Shards, refuse_twice
+from surgery.checkpoint.source import Source
+from surgery.checkpoint.stream import Tell
 from surgery.checkpoint.transaction import Transaction
-from surgery.checkpoint.units import units_of
-from surgery.checkpoint.weights import Weights
-from surgery.errors import CheckpointError, DriftError, StateError, nearest
+from surgery.checkpoint.verify import verify_checkpoint
+from surgery.checkpoint.work import Manner, Work
+from surgery.engine import Scheduler
+from surgery.errors import StateError, nearest
 from surgery.exact import check_machine
-from surgery.operation.store import CONFIG_FILE
 from surgery.registry import Registry, load_registry
 
 __all__ = ["merge_checkpoint", "unmerge_checkpoint"]
 
 _UNDO = ("residue", "file", "copy", "none")
+_DTYPES = ("bfloat16", "float16", "float32")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 def merge_checkpoint(  # noqa: PLR0913 - everything after the star is optional or named
     base: str | Path,
     adapters: str | Path | Sequence[str | Path] | Mapping[str, str | Path],
-    out: str | Path,
+    out: str | Path | None = None,
     *,
+    in_place: bool = False,
     undo: str = "residue",
+    dtype: str | None = None,
     jobs: int | None = None,
     fast: bool = False,
     weights: Mapping[str, float] | None = None,
     registry: Registry | None = None,
     progress: Tell | None = None,
     announce: Callable[[Foretold], None] | None = None,
+    engine: Scheduler | None = None,
 ) -> CheckpointReport:
-    """Merge saved adapters into a checkpoint folder, into a new folder, without building the model.
+    """Merge saved adapters into a checkpoint folder without building the model: into a new folder, or in place.
 
     Every weight becomes round_once(W + all adapters). Memory holds a few blocks of rows for each thread, and one
     parameter at a time where an adapter is not said by factors. Headers, untouched tensors and the files beside the
-    weights are copied byte for byte. The new folder appears complete or not at all; the same merge again is a no-op.
+    weights are copied byte for byte. The result appears complete or not at all; the same merge again changes nothing,
+    and compares what is there with its receipt, and the base with what it was.
 
     Args:
         base: a folder with safetensors files; a merged one gets the adapters beside those that it has.
         adapters: one folder or several, or name -> folder; names are those of the folders otherwise.
         out: a new folder.
+        in_place: replace the files of `base` that change, instead: they are written beside the old ones, which needs
+            as much space, and take their places in one commit. Links, as in the cache of a hub, are refused.
         undo: what is kept to take the adapters out again, bit for bit: `residue` (what merged weights and adapters do
             not tell, some thousandths of the weights), `file` (nothing: the base must stay where it is), `copy` (the
             changed weights), or `none`.
+        dtype: `bfloat16`, `float16` or `float32`: all floating tensors of 16 bits and more are written in it, targeted
+            or not, rounded once, and `config.json` says so. By default each keeps its own. Where the new dtype does
+            not hold all numbers of the old one, `undo` must be `copy`, `file` or `none`.
         jobs: threads; by default up to four.
         fast: round sums from one slice: as reproducible, and seldom the other neighbour (`surgery.exact`).
         weights: name of an adapter -> factor of what it adds.
         registry: the installed plugins; None loads them.
         progress: told bytes done, bytes in all, and the file.
         announce: told what will be read, written and changed, before anything is.
+        engine: where shards are merged, each a job of its own, such as `surgery.engine.LocalPool(4)`; None merges in
+            threads of this process. Finished shards outlive an interruption, and the same merge goes on with them.
 
     Raises:
         CheckpointError: the base, an adapter or the output is damaged, or they do not belong together.
-        StateError: an adapter is merged twice, holds NaN or inf, or would make a weight overflow.
+        StateError: an adapter is merged twice, holds NaN or inf, or would make a weight overflow; or neither `out` nor
+            `in_place` is given, or both are.
+        DriftError: a merged base, the result that is there already, or an adapter meanwhile was changed.
         DiskError: the disk is full or refuses. In all cases nothing was changed.
     """
     if undo not in _UNDO:
         raise StateError(f"undo={undo!r} is unknown", hint=nearest(undo, _UNDO))
+    if dtype is not None and dtype not in _DTYPES:
+        raise StateError(f"dtype={dtype!r} is unknown", hint=nearest(dtype, _DTYPES))
+    target = _target(out, in_place=in_place)
     registry = registry or load_registry()
     named = _named(adapters)
     factors = dict(weights or {})
@@ -84,39 +95,52 @@ def merge_checkpoint(  # noqa: PLR0913 - everything after the star is optional o
     if unknown:
         raise StateError(f"a weight is given for {unknown[0]!r}, which is not merged", hint=nearest(unknown[0], named))
     check_machine()
-    with opened(Path(base), registry) as (source, old):
-        new = [load(folder, name, factors.get(name, 1.0), registry) for name, folder in named.items()]
-        _refuse_twice(old, new)
+    new = [load(folder, name, factors.get(name, 1.0), registry) for name, folder in named.items()]
+
+    def work(source: Source, old: list[SavedAdapter]) -> Work:
+        refuse_twice(old, new)
         for one in new:
             one.fit(source.weights)
-        return _pass(
-            source, old, [*old, *new], Path(out), undo=undo, jobs=jobs, fast=fast, tell=progress, announce=announce
-        )
+        kept = source.record.dtype if source.record is not None else ""
+        request = Request(Path(base).resolve(), named, factors, undo, fast, kept if dtype is None else dtype, registry)
+        shards = None if engine is None else Shards(engine, request)
+        manner = Manner(undo, fast, request.dtype, jobs, progress, announce, shards)
+        return Work(source, old, [*old, *new], manner)
+
+    if target is not None:
+        with opened(Path(base), registry) as (source, old):
+            return work(source, old).into(target)
+    asked = [[one.name, one.format, one.factor, one.digest] for one in sorted(new, key=lambda one: one.name)]
+    return _in_place(Path(base), ["merge", asked, undo, fast, dtype], work, registry, jobs)
 
 
 def unmerge_checkpoint(  # noqa: PLR0913 - everything after the star is optional or named
     merged: str | Path,
-    out: str | Path,
+    out: str | Path | None = None,
     *,
+    in_place: bool = False,
     adapters: Sequence[str] = (),
     jobs: int | None = None,
     registry: Registry | None = None,
     progress: Tell | None = None,
     announce: Callable[[Foretold], None] | None = None,
 ) -> CheckpointReport:
-    """Take adapters (all, without names) out of a merged checkpoint, into a new folder, bit for bit.
+    """Take adapters (all, without names) out of a merged checkpoint, bit for bit: into a new folder, or in place.
 
-    Merged weights, adapters, residue and the resulting base are checked by sha256 before the folder appears. Where
-    adapters remain, it holds round_once(W + what remains), as if only they had been merged.
+    Merged weights, adapters, residue and the resulting base are checked by sha256 before anything appears. Where
+    adapters remain, it holds round_once(W + what remains), as if only they had been merged. In place, what was kept in
+    `surgery/` goes too, and the receipt stays, which then tells the base's bits.
 
     Raises:
         StateError: the folder is not merged, an adapter of that name is not in it, or it was merged with undo="none".
-        DriftError: merged weights, an adapter or the residue were changed.
+        DriftError: merged weights, an adapter, the residue or a file that went along were changed.
         CheckpointError, DiskError: as `merge_checkpoint`. In all cases nothing was changed.
     """
+    target = _target(out, in_place=in_place)
     registry = registry or load_registry()
     check_machine()
-    with opened(Path(merged), registry) as (source, old):
+
+    def work(source: Source, old: list[SavedAdapter]) -> Work:
         if source.record is None:
             what = "the checkpoint is not merged: it has no receipt of a merge"
             raise StateError(what, str(merged), "name a folder that `surgery merge` wrote")
@@ -125,72 +149,42 @@ def unmerge_checkpoint(  # noqa: PLR0913 - everything after the star is optional
             if name not in names:
                 raise StateError(f"{name!r} is not merged here", str(merged), nearest(name, names))
         rest = [one for one in old if adapters and one.name not in adapters]
-        record = source.record
-        return _pass(
-            source,
-            old,
-            rest,
-            Path(out),
-            undo=record.undo,
-            jobs=jobs,
-            fast=record.fast,
-            tell=progress,
-            announce=announce,
-        )
+        was = source.record
+        return Work(source, old, rest, Manner(was.undo, was.fast, was.dtype, jobs, progress, announce))
+
+    if target is not None:
+        with opened(Path(merged), registry) as (source, old):
+            return work(source, old).into(target)
+    return _in_place(Path(merged), ["unmerge", sorted(adapters)], work, registry, jobs)
 
 
-@contextmanager
-def opened(folder: Path, registry: Registry) -> Iterator[tuple[Source, list[SavedAdapter]]]:
-    """Open a checkpoint, merged or not, with the adapters that are merged in it; checked, and fitted."""
-    with ExitStack() as stack:
-        if not folder.is_dir():
-            Weights(folder, registry)  # says what is wrong
-        folder = stack.enter_context(consistent(folder)) if os.access(folder, os.W_OK) else folder
-        receipt = read_receipt(folder)
-        weights = stack.enter_context(Weights(folder, registry))
-        if receipt is None or KEY not in receipt:
-            yield stack.enter_context(Source(weights)), []
-            return
-        record = MergedRecord.decode(receipt[KEY], str(folder))
-        _refuse_changed(folder, receipt["files"], record, weights)
-        base = None
-        if record.undo == "file":
-            where = Path(record.base)
-            if not where.is_dir():
-                hint = "put the base back there: this checkpoint was merged with --undo file"
-                raise CheckpointError("the base is gone", record.base, hint)
-            base = stack.enter_context(Weights(where, registry))
-            if {name: head.sha256 for name, head in base.heads.items()} != dict(record.heads):
-                raise DriftError("the base has other headers than when it was merged", record.base, "restore it")
-        old = [load(folder / adapter_folder(one.name), one.name, one.factor, registry) for one in record.adapters]
-        for one, told_of in zip(old, record.adapters, strict=True):
-            if one.digest != told_of.digest:
-                raise DriftError(
-                    f"the adapter {one.name!r} is not the one that was merged", str(one.folder), "restore it"
-                )
-            one.fit(weights)
-        yield stack.enter_context(Source(weights, record, base)), old
+def _target(out: str | Path | None, *, in_place: bool) -> Path | None:
+    if in_place and out is not None:
+        raise StateError("a result goes to a new folder or in place, not to both", str(out), "leave one of them out")
+    if not in_place and out is None:
+        raise StateError("nothing says where the result goes", hint="name a new folder (-o OUT), or say --in-place")
+    return None if out is None else Path(out)
 
 
-def _refuse_changed(
-    folder: Path, files: Mapping[str, Mapping[str, object]], record: MergedRecord, weights: Weights
-) -> None:
-    """Compare what the way back needs with the receipt, apart from weights, which are hashed as they pass."""
-    if {name: head.sha256 for name, head in weights.heads.items()} != dict(record.heads):
-        hint = "restore the files from a copy, or merge into the base again"
-        raise DriftError("the headers of the weight files were changed since they were merged", str(folder), hint)
-    if set(record.tensors) != set(weights.headers):
-        raise DriftError("the weights hold other tensors than were merged", str(folder))
-    for name, entry in files.items():
-        if name.startswith("surgery/") and sha256_of(folder / name) != entry["sha256"]:
-            raise DriftError("the file was changed since the merge", str(folder / name), "restore it from a copy")
-
-
-def load(folder: Path, name: str, factor: float, registry: Registry) -> SavedAdapter:
-    """Read an adapter folder of either format."""
-    if not (folder / CONFIG_FILE).exists() and is_peft(folder):
-        return PeftAdapter(folder, name, factor)
-    return NativeAdapter(folder, name, factor, registry)
+def _in_place(
+    folder: Path,
+    request: Sequence[object],
+    work: Callable[[Source, list[SavedAdapter]], Work],
+    registry: Registry,
+    jobs: int | None,
+) -> CheckpointReport:
+    """Do `work` to the folder's own files, or find that the same request was the last one that changed them."""
+    job = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+    with Transaction(folder, "replace", job=job) as tx:
+        if not tx.done:
+            with opened(tx.path, registry, is_held=True) as (source, old):
+                return work(source, old).within(tx)
+    # The receipt says so; whoever put other files beside it since needs to know.
+    verify_checkpoint(folder, jobs=jobs, registry=registry)
+    receipt = read_receipt(folder) or {}
+    record = MergedRecord.decode(receipt[KEY], str(folder)) if KEY in receipt else None
+    names = tuple(one.name for one in record.adapters) if record is not None else ()
+    return CheckpointReport(folder, was_done=True, adapters=names, undo=record.undo if record is not None else "none")
 
 
 def _named(adapters: str | Path | Sequence[str | Path] | Mapping[str, str | Path]) -> dict[str, Path]:
@@ -214,97 +208,3 @@ def _named(adapters: str | Path | Sequence[str | Path] | Mapping[str, str | Path
     if not given:
         raise StateError("no adapter is named", hint="surgery merge BASE ADAPTER -o OUT")
     return given
-
-
-def _refuse_twice(old: Sequence[SavedAdapter], new: Sequence[SavedAdapter]) -> None:
-    seen = {one.digest: one for one in old}
-    names = {one.name for one in old}
-    for one in new:
-        if one.digest in seen:
-            what = f"{one.name!r} is merged already" if seen[one.digest] in old else f"{one.name!r} is given twice"
-            raise StateError(
-                what, str(one.folder), "an adapter is merged once; --weights NAME=FACTOR makes it stronger"
-            )
-        if one.name in names:
-            raise StateError(
-                f"an adapter called {one.name!r} is merged already", str(one.folder), "give it a name: NAME=FOLDER"
-            )
-        seen[one.digest] = one
-
-
-def _pass(  # noqa: PLR0913 - everything after the star is optional or named
-    source: Source,
-    old: Sequence[SavedAdapter],
-    new: Sequence[SavedAdapter],
-    out: Path,
-    *,
-    undo: str,
-    jobs: int | None,
-    fast: bool,
-    tell: Tell | None,
-    announce: Callable[[Foretold], None] | None = None,
-) -> CheckpointReport:
-    begin = time.monotonic()
-    new = sorted(new, key=lambda one: one.name)
-    weights, record = source.weights, source.record
-    if record is not None and record.undo == "none":
-        what = "the checkpoint was merged with undo='none': nothing was kept to get the base back"
-        raise StateError(what, str(weights.folder), "merge into the base again")
-    heads = {name: head.sha256 for name, head in weights.heads.items()}
-    origin = record.base if record is not None else str(weights.folder.resolve())
-    kept = tuple(AdapterRecord(one.name, one.format, one.factor, one.digest, tuple(sorted(one.files))) for one in new)
-    going = carried(weights.folder, frozenset(weights.heads))
-    made = MergedRecord(undo, origin, fast, heads, kept)
-    plain = CheckpointReport(
-        out, adapters=tuple(one.name for one in new), undo=undo, left_out=going.left_out,
-        bytes=sum(head.size for head in weights.heads.values()),
-        adapter_bytes=sum(path.stat().st_size for one in new for path in one.files.values()),
-    )  # fmt: skip
-    units = units_of(weights, old, new)
-    with Transaction(out, "new", job=_job(made, weights, going.files)) as tx:
-        if tx.done:
-            return replace(plain, was_done=True)
-        if announce is not None:
-            announce(Foretold.of(weights, units, jobs or _threads(), going.size))
-        tx.reserve(plain.bytes + going.size)
-        stream = Stream(source, units, undo=undo if new else "none", correct=not fast, tell=tell)
-        stream.run(tx, jobs or _threads())
-        _refuse_other_base(new, stream.based)
-        going.copy(weights.folder, tx)
-        for one in new:
-            for name, path in one.files.items():
-                tx.write(f"{adapter_folder(one.name)}/{name}", path.read_bytes())
-        final = MergedRecord(undo, origin, fast, heads, kept, dict(sorted(stream.records.items())))
-        bases = {"tensors": {name: one.base for name, one in sorted(stream.records.items())}, "heads": heads}
-        tx.commit({KEY: final.encode()} if new else {"weights": bases})
-        seconds = time.monotonic() - begin
-        return replace(plain, tensors=stream.reports, residue_bytes=stream.kept_bytes, seconds=seconds)
-
-
-def _threads() -> int:
-    return min(4, len(os.sched_getaffinity(0)))
-
-
-def _refuse_other_base(adapters: Sequence[SavedAdapter], found: Mapping[str, str]) -> None:
-    for one in adapters:
-        for name, expected in one.fingerprint.items():
-            if found[name] != expected:
-                what = f"{name} has other values than in the base of {one.name!r}"
-                hint = "this adapter was trained on another base: name that one"
-                raise CheckpointError(what, str(one.folder), hint)
-
-
-def _job(record: MergedRecord, weights: Weights, going: Sequence[tuple[str, int]]) -> str:
-    """What is done, from what and by what.
-
-    The base's bits are pinned by the fingerprints of adapters; PEFT's have none: headers and sizes stand for it.
-    """
-    facts = {
-        **record.encode(),
-        "base": "",
-        "sha256": "",
-        "tensors": "",
-        "sizes": {n: h.size for n, h in weights.heads.items()},
-    }
-    facts["carried"] = [list(one) for one in going]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=list).encode()).hexdigest()

@@ -12,6 +12,7 @@ import torch
 
 from surgery.adapter import Adapter
 from surgery.architecture import Site
+from surgery.checkpoint.digest import sha256_of
 from surgery.checkpoint.saved import Acts, Factor, SavedAdapter, TensorFile
 from surgery.checkpoint.weights import Weights
 from surgery.errors import CheckpointError, PluginError, StateError, nearest
@@ -87,6 +88,7 @@ class NativeAdapter(SavedAdapter):
                 str(folder / TENSOR_FILE),
                 "get the folder anew",
             )
+        self.sums = {CONFIG_FILE: sha256_of(folder / CONFIG_FILE), TENSOR_FILE: self._tensors.sha256}
         self.digest = f"{self._config['plan_hash']}{self._tensors.sha256}"
         self._edits: dict[str, list[tuple[Edit, Site]]] = defaultdict(list)
         self._fingerprint: dict[str, str] = {}

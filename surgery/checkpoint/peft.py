@@ -16,6 +16,8 @@ from typing import Any
 import torch
 
 from surgery.architecture import Site
+from surgery.checkpoint.digest import sha256_of
+from surgery.checkpoint.peft_more import ExpertsActs, Pair, WholeActs, experts_of
 from surgery.checkpoint.saved import Acts, Factor, SavedAdapter, TensorFile
 from surgery.checkpoint.weights import Weights
 from surgery.errors import CheckpointError, Problem, StateError, nearest
@@ -51,7 +53,9 @@ class _PeftActs(Acts):
 
 
 class PeftAdapter(SavedAdapter):
-    """A folder that PEFT's `save_pretrained` wrote, for LoRA on linear maps, Conv1D and embeddings.
+    """A folder that PEFT's `save_pretrained` wrote: LoRA on linear maps, Conv1D, embeddings and stacks of experts.
+
+    Modules that were saved whole take the place of the base's.
 
     Raises:
         CheckpointError: another kind of adapter, settings that change more than a sum, or a damaged folder.
@@ -75,8 +79,13 @@ class PeftAdapter(SavedAdapter):
             what = f"the adapter's tensor {min(self._tensors.not_finite)!r} holds NaN or inf"
             raise StateError(what, str(folder), "nothing was merged; repair the adapter")
         said = json.dumps(self._config, sort_keys=True).encode("utf-8", "surrogatepass")
+        self.sums = {_CONFIG: sha256_of(folder / _CONFIG), _TENSORS: self._tensors.sha256}
         self.digest = hashlib.sha256(said).hexdigest() + self._tensors.sha256
         self._pairs: dict[str, tuple[str, str, Site]] = {}
+        self._experts: dict[str, Pair] = {}
+        self._sites: dict[str, Site] = {}
+        self._counts: dict[str, int] = {}
+        self._whole: dict[str, str] = {}
 
     @property
     def files(self) -> Mapping[str, Path]:
@@ -84,7 +93,7 @@ class PeftAdapter(SavedAdapter):
 
     @property
     def changed(self) -> frozenset[str]:
-        return frozenset(self._pairs)
+        return frozenset({*self._pairs, *self._experts, *self._whole})
 
     def _refuse_unknown(self) -> None:
         where = str(self.folder / _CONFIG)
@@ -105,43 +114,79 @@ class PeftAdapter(SavedAdapter):
                 )
 
     def fit(self, weights: Weights) -> None:
-        problems, halves = [], dict[str, dict[str, str]]()
+        problems, halves = list[Problem](), dict[str, dict[str, str]]()
         for key in sorted(self._tensors.headers):
             match = _KEY.fullmatch(key)
             if match is None:
-                problems.append(
-                    Problem(f"the tensor {key!r} has no home: it is no LoRA factor", str(self.folder), _HINT)
-                )
-                continue
-            halves.setdefault(match["path"], {})[match["kind"]] = key
+                problems += self._fit_whole(key, weights)
+            else:
+                halves.setdefault(match["path"], {})[match["kind"]] = key
+        stacked = dict[str, Pair]()
         for path, found in halves.items():
             is_table = "lora_embedding_A" in found
             down, up = (found.get(f"lora_{'embedding_' if is_table else ''}{half}") for half in "AB")
             if down is None or up is None or len(found) != 2:
-                problems.append(
-                    Problem(f"{path} lacks one of its two factors", str(self.folder), "get the folder anew")
-                )
-                continue
-            name = _home(f"{path}.weight", weights)
-            site = None if name is None else weights.sites.get(name)
-            if name is None or site is None:
-                hint = nearest(path, {known.rpartition(".")[0] for known in weights.sites})
-                problems.append(
-                    Problem(f"the tensor {down!r} has no home: no {path} in the base", str(self.folder), hint)
-                )
-                continue
-            stored = weights.stored_name(name)
-            assert stored is not None
-            if stored in self._pairs:
-                what = f"{path} and {self._pairs[stored][2].path} are one tied tensor, and both are adapted"
-                problems.append(Problem(what, str(self.folder), "merge an adapter of one of them"))
-                continue
-            problems += self._misfit(path, down, up, site, weights)
-            self._pairs[stored] = (down, up, site)
-        if not problems and not halves:
+                what = f"{path} lacks one of its two factors"
+                problems.append(Problem(what, str(self.folder), "get the folder anew"))
+            elif self._config.get("target_parameters") and _home(f"{path}.weight", weights) not in weights.sites:
+                stacked[path] = (down, up)
+            else:
+                problems += self._fit_pair(path, down, up, weights)
+        if stacked and not problems:
+            self._fit_experts(stacked, weights)
+        if not problems and not halves and not self._whole:
             problems.append(Problem("the adapter holds no tensor", str(self.folder), "get the folder anew"))
         if problems:
             raise CheckpointError.of(problems)
+
+    def _fit_pair(self, path: str, down: str, up: str, weights: Weights) -> list[Problem]:
+        """Find a home for two factors of a plain map."""
+        name = _home(f"{path}.weight", weights)
+        site = None if name is None else weights.sites.get(name)
+        if name is None or site is None:
+            hint = nearest(path, {known.rpartition(".")[0] for known in weights.sites})
+            return [Problem(f"the tensor {down!r} has no home: no {path} in the base", str(self.folder), hint)]
+        stored = weights.stored_name(name)
+        assert stored is not None
+        if stored in self._pairs:
+            what = f"{path} and {self._pairs[stored][2].path} are one tied tensor, and both are adapted"
+            return [Problem(what, str(self.folder), "merge an adapter of one of them")]
+        self._pairs[stored] = (down, up, site)
+        return self._misfit(path, down, up, site, weights)
+
+    def _fit_experts(self, pairs: Mapping[str, Pair], weights: Weights) -> None:
+        where = str(self.folder / _CONFIG)
+        if self._config.get("alpha_pattern"):
+            raise CheckpointError("alpha_pattern beside target_parameters is not read", where, "merge it with PEFT")
+        found = experts_of(pairs, self._config["target_parameters"], self._tensors, weights, where)
+        for name, pair in found.items():
+            stored = weights.stored_name(name)
+            assert stored is not None
+            self._experts[stored] = pair
+            self._sites[stored] = weights.sites[name]
+            self._counts[stored] = next(e.shape[0] for e in weights.inventory.entries if e.name == name)
+
+    def _fit_whole(self, key: str, weights: Weights) -> list[Problem]:
+        """Find a home for a tensor of `modules_to_save`, which PEFT saves whole."""
+        saved = self._config.get("modules_to_save")
+        plain = key.removeprefix("base_model.model.")
+        parts = plain.split(".")
+        if not isinstance(saved, list) or not any(str(one) in parts or f".{one}." in f".{plain}" for one in saved):
+            return [Problem(f"the tensor {key!r} has no home: it is no LoRA factor", str(self.folder), _HINT)]
+        name = _home(plain, weights)
+        if name is None:
+            hint = "modules_to_save: it was made for the task in training: merge into a checkpoint that holds it"
+            return [Problem(f"the tensor {key!r} has no home: no {plain} in the base", str(self.folder), hint)]
+        if weights.inventory.ties.get(name):
+            what = f"modules_to_save: {plain} is tied in the base, and would be cut off"
+            return [Problem(what, str(self.folder), "merge it with PEFT, and save the whole model")]
+        entry = next(entry for entry in weights.inventory.entries if entry.name == name)
+        if entry.shape != self._tensors.headers[key].shape:
+            theirs = list(self._tensors.headers[key].shape)
+            what = f"{plain} is {list(entry.shape)} in the base and {theirs} in the adapter"
+            return [Problem(what, str(self.folder), "this adapter was trained on another base: name that one")]
+        self._whole[name] = key
+        return []
 
     def _misfit(self, path: str, down: str, up: str, site: Site, weights: Weights) -> list[Problem]:
         first, second = self._tensors.headers[down].shape, self._tensors.headers[up].shape
@@ -158,6 +203,14 @@ class PeftAdapter(SavedAdapter):
         return [Problem(what, str(self.folder), "this adapter was trained on another base: name that one")]
 
     def acts(self, parameter: str, base: Mapping[str, torch.Tensor] | None) -> list[Acts]:
+        if parameter in self._whole:
+            key = self._whole[parameter]
+            return [WholeActs(self.name, self._tensors.read(key), key)]
+        if parameter in self._experts:
+            down, up = (self._tensors.read(key) for key in self._experts[parameter])
+            site = self._sites[parameter]
+            scale = self._scale("", down.shape[0] // self._counts[parameter]) * self.factor
+            return [ExpertsActs(self.name, down, up, scale, site, self._counts[parameter])]
         down_key, up_key, site = self._pairs[parameter]
         down, up = self._tensors.read(down_key), self._tensors.read(up_key)
         path = (_KEY.fullmatch(down_key) or {"path": ""})["path"]
@@ -180,7 +233,7 @@ class PeftAdapter(SavedAdapter):
         return float(value)
 
 
-_HINT = "surgery merges LoRA factors; what else was trained (modules_to_save, biases) merge with PEFT"
+_HINT = "surgery merges LoRA factors and modules_to_save; what else was trained, such as biases, merge with PEFT"
 
 
 def _home(name: str, weights: Weights) -> str | None:

@@ -10,11 +10,13 @@ from typing import Any
 
 from surgery.errors import CheckpointError
 
-__all__ = ["KEY", "RESIDUE", "AdapterRecord", "MergedRecord", "TensorRecord", "adapter_folder"]
+__all__ = ["KEY", "ORIGINALS", "RESIDUE", "AdapterRecord", "MergedRecord", "TensorRecord", "adapter_folder"]
 
 KEY = "merge"
 """Where it stands in the receipt."""
 RESIDUE = "surgery/residue.bin"
+ORIGINALS = "surgery/original"
+"""What the base had before its dtype was changed: heads of files, `config.json`, the index."""
 _VERSION = 1
 _SHA = 64
 
@@ -70,6 +72,8 @@ class MergedRecord:
         heads: name of a file -> sha256 of what stands before its tensors.
         adapters: in the order of their names.
         tensors: by name.
+        dtype: what tensors were written in, where that is not their own.
+        written: as `heads`, for files that were laid out anew for it.
     """
 
     undo: str
@@ -78,6 +82,13 @@ class MergedRecord:
     heads: Mapping[str, str]
     adapters: tuple[AdapterRecord, ...]
     tensors: Mapping[str, TensorRecord] = field(default_factory=dict)
+    dtype: str = ""
+    written: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def stored_heads(self) -> Mapping[str, str]:
+        """Name of a file -> sha256 of what stands before its tensors now."""
+        return {**self.heads, **self.written}
 
     def encode(self) -> dict[str, Any]:
         """Return JSON values, with a checksum over them."""
@@ -99,7 +110,7 @@ class MergedRecord:
         body = {key: item for key, item in value.items() if key != "sha256"}
         if value.get("sha256") != _digest(body):
             raise damaged
-        if body.pop("version") != _VERSION:
+        if body.pop("version", None) != _VERSION:
             raise CheckpointError("the record of the merge is of another version", where, "use a newer surgery")
         try:
             adapters = tuple(AdapterRecord(**{**one, "files": tuple(one["files"])}) for one in body.pop("adapters"))

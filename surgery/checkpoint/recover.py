@@ -13,6 +13,7 @@ from surgery.checkpoint.journal import LARGEST_JOURNAL, Journal, Move
 from surgery.checkpoint.lock import claim
 from surgery.checkpoint.names import JOURNAL, WORK, staging_name
 from surgery.checkpoint.patching import RESIDUE, SLOTS, latest, redo
+from surgery.checkpoint.places import Places
 from surgery.checkpoint.reading import hash_file, read_small
 from surgery.errors import CheckpointError
 
@@ -115,34 +116,44 @@ def settle(disk: Disk, folder: int, work: int, path: Path) -> Recovered:
         redo(disk, folder, record, path)
         return Recovered("patching", record.job, tuple(sorted({name for name, _, _ in record.writes})))
     journal = Journal.decode(data, where)
-    for move in journal.moves:
-        _check_reachable(disk, folder, work, move, path)
+    with Places(disk, folder, path) as places:
+        for move in journal.moves:
+            _check_reachable(disk, places, work, move, path)
     # No reader is inside: the decision waited for those that were, and the journal turns away those that come.
-    finish(disk, folder, work, journal)
+    finish(disk, folder, work, journal, path)
     return Recovered("finished", journal.job, tuple(move.name for move in journal.moves))
 
 
-def _check_reachable(disk: Disk, folder: int, work: int, move: Move, path: Path) -> None:
+def _check_reachable(disk: Disk, places: Places, work: int, move: Move, path: Path) -> None:
     """The new file is still staged, or is in its place already."""
     if not move.staged:
         return
-    place, name = (work, move.staged) if disk.look(work, move.staged) else (folder, move.name)
-    entry = disk.look(place, name)
+    staged = disk.look(work, move.staged)
+    entry = staged or places.look(move.name)
     is_right = entry is not None and stat.S_ISREG(entry.st_mode) and entry.st_size == move.size
-    if not is_right or (move.sha256 and hash_file(disk, place, name) != move.sha256):
+    found = (
+        ""
+        if not is_right or not move.sha256
+        else (hash_file(disk, work, move.staged) if staged else places.hash(move.name))
+    )
+    if not is_right or found != move.sha256:
         what = f"the new {move.name} of an interrupted commit is missing or damaged"
         raise CheckpointError(what, str(path), "nothing was changed; restore the folder from a copy")
 
 
-def finish(disk: Disk, folder: int, work: int, journal: Journal) -> None:
+def finish(disk: Disk, folder: int, work: int, journal: Journal, path: Path) -> None:
     """Make the journal true, and forget it. Each step may have been done before."""
-    for move in journal.moves:
-        if not move.staged:
-            if disk.look(folder, move.name) is not None:
-                disk.unlink(folder, move.name)
-        elif disk.look(work, move.staged) is not None:
-            disk.rename(work, move.staged, folder, move.name)
-    disk.sync(folder)
+    with Places(disk, folder, path) as places:
+        for move in journal.moves:
+            if not move.staged:
+                places.unlink(move.name)
+            elif disk.look(work, move.staged) is not None:
+                places.receive(work, move.staged, move.name)
+            else:  # renamed by whoever was interrupted: its folder must be durable, too
+                places.look(move.name)
+        places.sync()
+        # After the receipt: what was interrupted is then done again, as the journal is still there.
+        places.prune(move.name for move in journal.moves if not move.staged)
     slots = [slot for slot in SLOTS if disk.look(work, slot) is not None]
     if slots:
         # The receipt is durable. Before the journal goes: without it these would say that the patch is half done.

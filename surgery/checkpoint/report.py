@@ -35,7 +35,7 @@ class Tally:
     def add(self, old: torch.Tensor, new: torch.Tensor, delta: torch.Tensor) -> None:
         """Count a block: base, merged, and what was to be added (float64)."""
         flat = old.reshape(-1), new.reshape(-1), delta.reshape(-1)
-        loops = compiled_for(old)
+        loops = compiled_for(old) if old.dtype == new.dtype else None
         if loops is not None:
             found = np.empty(5)
             loops.totals(unsigned(flat[0]), unsigned(flat[1]), flat[2].numpy(), found)
@@ -48,7 +48,8 @@ class Tally:
     def _add(self, old: torch.Tensor, new: torch.Tensor, delta: torch.Tensor) -> None:
         kind = torch.float64 if old.element_size() > 2 else torch.float32
         wide, wanted = old.to(kind), delta.to(kind)
-        stored = new.to(kind).sub_(wide)
+        # A copy in any case: `new` is what will be written.
+        stored = new.to(kind, copy=True).sub_(wide)
         base = float(torch.dot(wide, wide))
         if not math.isfinite(base):  # NaN or infinities of the base pass through; they are left out of the sums
             finite = torch.isfinite(wide)

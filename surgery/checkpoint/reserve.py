@@ -20,8 +20,8 @@ class Reserve:
         self._disk, self._folder, self._where = disk, folder, where
         self._file, self._left = -1, 0
 
-    def take(self, size: int) -> None:
-        """Set `size` bytes aside, in all.
+    def take(self, size: int, beside: int = 0) -> None:
+        """Set `size` bytes aside, in all; so many bytes `beside` them must be there, too.
 
         Raises:
             DiskError: they are not there, or may not be written.
@@ -30,8 +30,8 @@ class Reserve:
             free = self._disk.free(self._folder)
         if free < 0:
             raise DiskError("the file system is read-only", str(self._where), "choose another folder")
-        if free + self._left < size:
-            what = f"the disk has {_bytes(free)} free, and {_bytes(size)} are needed"
+        if free + self._left < size + beside:
+            what = f"the disk has {_bytes(free)} free, and {_bytes(size + beside)} are needed"
             raise DiskError(what, str(self._where), "free some space, or choose another disk; nothing was written")
         with told(self._where, "nothing was written"):
             if self._file < 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from surgery.checkpoint.digest import sha256_of
 from surgery.checkpoint.failures import told
 from surgery.checkpoint.weights import Weights
 from surgery.errors import CheckpointError, StateError
@@ -20,7 +20,6 @@ from surgery.planning.headers import TensorHeader, read_header
 __all__ = ["Acts", "Factor", "SavedAdapter", "TensorFile"]
 
 Factor = float
-_BLOCK = 1 << 20
 
 
 class Acts(ABC):
@@ -30,11 +29,13 @@ class Acts(ABC):
         order: what those of one parameter are sorted by, as in an operation.
         link: the adapter module and its site, where there is one.
         is_portable: whether it was made without looking at the base.
+        replaces: what takes the parameter's place, where that is all it does.
     """
 
     order: tuple[bool, str, str]
     link: Link | None = None
     is_portable: bool = True
+    replaces: torch.Tensor | None = None
 
     @abstractmethod
     def steps(self, index: int, shape: tuple[int, int]) -> Sequence[Step] | None:
@@ -54,11 +55,7 @@ class TensorFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.headers: dict[str, TensorHeader] = read_header(path)
-        digest = hashlib.sha256()
-        with told(path), path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-        self.sha256 = digest.hexdigest()
+        self.sha256 = sha256_of(path)
         self.not_finite = {
             name
             for name in self.headers
@@ -87,10 +84,12 @@ class SavedAdapter(ABC):
         name: what it is called beside others.
         factor: what its scale is multiplied by.
         digest: sha256 that stands for all of it.
+        sums: name of each of `files` -> sha256 of what was read of it.
     """
 
     format: str
     digest: str
+    sums: Mapping[str, str]
 
     def __init__(self, folder: Path, name: str, factor: Factor) -> None:
         if not math.isfinite(factor):

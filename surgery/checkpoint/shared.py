@@ -39,6 +39,11 @@ def refuse_link(entry: os.stat_result | None, path: Path) -> None:
     if entry is None or stat.S_ISREG(entry.st_mode):
         return
     if stat.S_ISLNK(entry.st_mode):
-        what, hint = "it is a link into a folder that others may share, such as a hub's cache", "write to a new folder"
+        what, hint = (
+            "it is a link into a folder that others may share, such as a hub's cache",
+            "write to a new folder: -o OUT",
+        )
         raise CheckpointError(what, str(path), hint)
-    raise CheckpointError("there is something there that is no file", str(path), "remove it, or write to a new folder")
+    raise CheckpointError(
+        "there is something there that is no file", str(path), "remove it, or write to a new folder: -o OUT"
+    )

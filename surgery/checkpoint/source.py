@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import torch
 
 from surgery.checkpoint.failures import told
+from surgery.checkpoint.recast import guessed
 from surgery.checkpoint.record import RESIDUE, MergedRecord, TensorRecord
 from surgery.checkpoint.units import Block, Rows, Unit, blocks_of, changes_for
 from surgery.checkpoint.weights import Weights
@@ -23,7 +23,7 @@ __all__ = ["Source", "as_tensor", "dtype_of"]
 
 
 def dtype_of(piece: Piece) -> torch.dtype:
-    """The dtype of a tensor of a file."""
+    """The dtype of a tensor of the base."""
     dtype: torch.dtype = getattr(torch, piece.header.dtype)
     return dtype
 
@@ -65,9 +65,14 @@ class Source:
             os.close(self._residue)
             self._residue = -1
 
+    def stored_dtype(self, piece: Piece) -> torch.dtype:
+        """The dtype that a tensor has in the files that are read: the base's, or the one that it was given."""
+        dtype: torch.dtype = getattr(torch, self.weights.stored[piece.header.name].dtype)
+        return dtype
+
     def changes(self, unit: Unit) -> list[Rows]:
         """Return what is merged into a unit now."""
-        if not unit.old or self.record is None or self.record.undo != "residue":
+        if not (unit.old or unit.was_cast) or self.record is None or self.record.undo != "residue":
             return []
         return changes_for(unit, unit.old, None)
 
@@ -99,14 +104,20 @@ class Source:
         record = self.told_of(piece)
         if self.record is None or record is None or record.at < 0:
             return rows
+        dtype = dtype_of(piece)
         if self.base is not None:
-            buffer = bytearray(rows.numel() * rows.element_size())
-            self.base.read(self.base.headers[piece.header.name], block.offset * rows.element_size(), memoryview(buffer))
-            return as_tensor(buffer, block, rows.dtype)
+            buffer = bytearray(rows.numel() * dtype.itemsize)
+            self.base.read(self.base.headers[piece.header.name], block.offset * dtype.itemsize, memoryview(buffer))
+            return as_tensor(buffer, block, dtype)
         blob = self.blob(record, index)
         if self.record.undo == "copy":
-            return as_tensor(bytearray(blob), block, rows.dtype)
-        return decode(rows, changes[block.matrix].predict(rows, block.row), blob)
+            if len(blob) != rows.numel() * dtype.itemsize:
+                raise CheckpointError("a kept copy has another size", str(self.weights.folder / RESIDUE))
+            return as_tensor(bytearray(blob), block, dtype)
+        added = changes[block.matrix].predict(rows, block.row)
+        if rows.dtype != dtype:
+            rows, added = guessed(rows, added, dtype), torch.zeros_like(added)
+        return decode(rows, added, blob)
 
     def tensors(self, units: Mapping[str, Unit]) -> Mapping[str, torch.Tensor]:
         """Return name of a unit -> its base tensor as the model stores it, read when looked up."""
@@ -133,15 +144,17 @@ class _Tensors(Mapping[str, torch.Tensor]):
         )
 
     def _piece(self, piece: Piece, changes: list[Rows]) -> torch.Tensor:
-        dtype, read = dtype_of(piece), self._source.weights
-        buffer = bytearray(piece.header.end - piece.header.start)
+        dtype, read = self._source.stored_dtype(piece), self._source.weights
+        buffer = bytearray(math.prod(piece.header.shape) * dtype.itemsize)
         read.read(piece.header, 0, memoryview(buffer))
         if not buffer:
-            return torch.empty(piece.header.shape, dtype=dtype)
-        whole = torch.frombuffer(buffer, dtype=torch.uint8).view(dtype)
+            return torch.empty(piece.header.shape, dtype=dtype_of(piece))
+        stored = torch.frombuffer(buffer, dtype=torch.uint8).view(dtype)
+        whole = stored if dtype == dtype_of(piece) else torch.empty(stored.shape, dtype=dtype_of(piece))
         for index, block in enumerate(blocks_of(piece)):
-            rows = whole[block.offset : block.offset + block.rows * block.columns].view(block.rows, block.columns)
-            rows.copy_(self._source.restored(piece, block, index, rows, changes))
+            part = slice(block.offset, block.offset + block.rows * block.columns)
+            rows = stored[part].view(block.rows, block.columns)
+            whole[part].view(rows.shape).copy_(self._source.restored(piece, block, index, rows, changes))
         return whole.view(piece.header.shape)
 
     def __iter__(self) -> Iterator[str]:
@@ -149,12 +162,3 @@ class _Tensors(Mapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self._units)
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file."""
-    digest = hashlib.sha256()
-    with told(path), path.open("rb") as file:
-        while data := file.read(1 << 20):
-            digest.update(data)
-    return digest.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import stat
 import threading
 from pathlib import Path
@@ -14,6 +15,7 @@ from surgery.checkpoint.failures import told
 from surgery.checkpoint.journal import Move
 from surgery.checkpoint.names import RECEIPT, check_name
 from surgery.checkpoint.parents import open_or_make
+from surgery.checkpoint.places import Places
 from surgery.checkpoint.reserve import Reserve
 from surgery.checkpoint.shared import refuse_link
 from surgery.checkpoint.writing import StagedFile
@@ -37,8 +39,8 @@ class Staging:
         self._token, self._count = disk.token(), 0
         self.moves: dict[str, Move] = {}
 
-    def reserve(self, size: int) -> None:
-        self._reserve.take(size)
+    def reserve(self, size: int, beside: int) -> None:
+        self._reserve.take(size, beside)
 
     def create(self, name: str, size: int, *, digest: bool) -> StagedFile:
         """`Transaction.create`."""
@@ -47,13 +49,13 @@ class Staging:
 
     def _create(self, name: str, size: int, digest: bool) -> StagedFile:
         where = self._path / name
-        *folders, plain = check_name(name, str(self._path), nested=self._over is None)
+        *folders, plain = check_name(name, str(self._path), nested=True)
         self.refuse_again(name)
         with told(where):
-            before = None if self._over is None else self._disk.look(self._over, name)
+            before = None if self._over is None else self._look(self._over, name)
             refuse_link(before, where)
             self._reserve.give(size)
-            folder = self._folder(tuple(folders))
+            folder = self._folder(tuple(folders)) if self._over is None else self._inside
             staged = plain if self._over is None else self._next()
             handle = self._disk.create(folder, staged)
             file = StagedFile(self._disk, handle, name, size, where).on_leave(self._left, digest=digest)
@@ -67,17 +69,39 @@ class Staging:
                 raise
         return file
 
+    def adopt(self, name: str, source: Path, size: int) -> None:
+        """`Transaction.adopt`."""
+        *folders, plain = check_name(name, str(self._path), nested=True)
+        self.refuse_again(name)
+        with told(self._path / name):
+            before = None if self._over is None else self._look(self._over, name)
+            refuse_link(before, self._path / name)
+            staged = plain if self._over is None else self._next()
+            folder = self._folder(tuple(folders)) if self._over is None else self._inside
+            self._disk.link(source, folder, staged)
+            if before is not None:
+                file = self._disk.open(folder, staged)
+                try:
+                    self._disk.chmod(file, stat.S_IMODE(before.st_mode))
+                finally:
+                    self._disk.close(file)
+        self.moves[name] = Move(name, staged, size)
+
     def remove(self, name: str) -> None:
         """`Transaction.remove`."""
         if self._over is None:
             raise StateError("a new folder holds nothing to remove", str(self._path), "do not create the file")
-        check_name(name, str(self._path))
+        check_name(name, str(self._path), nested=True)
         self.refuse_again(name)
         with told(self._path / name):
-            entry = self._disk.look(self._over, name)
+            entry = self._look(self._over, name)
         if entry is not None and stat.S_ISDIR(entry.st_mode):
             raise CheckpointError("a folder cannot be removed by a commit", str(self._path / name))
         self.moves[name] = Move(name)
+
+    def _look(self, over: int, name: str) -> os.stat_result | None:
+        with Places(self._disk, over, self._path) as places:
+            return places.look(name)
 
     def refuse_again(self, name: str) -> None:
         """A commit says one thing of each file."""

@@ -7,16 +7,18 @@ import os
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
 
 import torch
 
 from surgery.checkpoint.failures import told
+from surgery.checkpoint.layout import Layout
+from surgery.checkpoint.recast import as_wide, guessed
 from surgery.checkpoint.record import RESIDUE, TensorRecord
 from surgery.checkpoint.report import Tally
-from surgery.checkpoint.source import Source, as_tensor, dtype_of
+from surgery.checkpoint.source import Source, as_tensor
 from surgery.checkpoint.transaction import Transaction
 from surgery.checkpoint.units import Rows, Unit, blocks_of, changes_for
 from surgery.checkpoint.writing import StagedFile
@@ -49,6 +51,7 @@ class Stream:
     Attributes:
         records: name of a tensor -> what passed.
         based: name of a parameter -> sha256 of the base's, over all its tensors.
+        tallies: name of a changed parameter -> sums over its elements.
         reports: one for each changed parameter.
     """
 
@@ -66,32 +69,41 @@ class Stream:
         self._blobs: dict[str, list[tuple[int, int]]] = {}
         self.records: dict[str, TensorRecord] = {}
         self.based: dict[str, str] = {}
-        self._tallies: dict[str, Tally] = {}
+        self.tallies: dict[str, Tally] = {}
 
     @property
     def reports(self) -> tuple[MergeRecord, ...]:
         """One record for each parameter that was changed, in the order of the files."""
-        return tuple(self._tallies[unit.name].record(unit.name) for unit in self._units if unit.name in self._tallies)
+        return tuple(self.tallies[unit.name].record(unit.name) for unit in self._units if unit.name in self.tallies)
 
     @property
     def kept_bytes(self) -> int:
         """Bytes that are kept to get the base back, adapters apart."""
         return self._spooled
 
-    def run(self, tx: Transaction, jobs: int) -> None:
-        """Write all weight files, and the residue's, into the commit.
+    def run(
+        self,
+        tx: Transaction,
+        jobs: int,
+        names: Collection[str],
+        layout: Layout,
+        only: str | None = None,
+    ) -> None:
+        """Write the weight files `names`, and the residue's, into the commit; tensors of the others are only hashed.
+
+        With `only`, tensors of other files are read no more than the hash of a parameter that is in several needs.
 
         Raises:
             DriftError: what is merged, or the residue, is not what the record says.
             StateError: an adapter would make a weight overflow.
             CheckpointError, DiskError: files that end too early; a disk that refuses.
         """
-        weights = self._source.weights
-        with told(tx.path), tempfile.TemporaryFile(dir=tx.path.parent) as self._spool:
+        weights, self._layout, self._only = self._source.weights, layout, only
+        with told(tx.path), tempfile.TemporaryFile(dir=tx.scratch) as self._spool:
             try:
-                for name, head in weights.heads.items():
-                    file = self._files[name] = tx.create(name, head.size)
-                    file.copy_range(weights.fileno(name), 0, head.length, 0)
+                for name in sorted(names):
+                    file = self._files[name] = tx.create(name, layout.sizes[name])
+                    file.write_at(0, layout.heads.get(name) or weights.head(name))
                     self._finish_if_whole(name)
                 self._work(jobs)
                 if self._undo in {"residue", "copy"}:
@@ -130,12 +142,16 @@ class Stream:
         whole = hashlib.sha256() if len(unit.pieces) > 1 else None
         old = self._source.changes(unit)
         new: list[Rows] = []
-        if unit.new:
+        if unit.new or unit.cast:
             new = changes_for(unit, unit.new, self._bases)
-        tally = Tally()
+        tally = Tally() if unit.new else None
         for piece in unit.pieces:
             told_of = self._source.told_of(piece)
             is_changed = told_of is not None and told_of.at >= 0
+            if self._only not in {None, piece.header.file.name}:
+                if whole is not None:
+                    _ = self._compute(piece, old, [], None, whole) if is_changed else self._copy(piece, whole)
+                continue
             record = self._compute(piece, old, new, tally, whole) if new or is_changed else self._copy(piece, whole)
             if told_of is not None:
                 self._refuse_drift(piece, told_of, record)
@@ -145,8 +161,8 @@ class Stream:
             self._finish_if_whole(piece.header.file.name)
         with self._guard:
             self.based[unit.name] = whole.hexdigest() if whole else self.records[unit.pieces[0].header.name].base
-            if new:
-                self._tallies[unit.name] = tally
+            if tally is not None:
+                self.tallies[unit.name] = tally
 
     def _refuse_drift(self, piece: Piece, told_of: TensorRecord, record: TensorRecord) -> None:
         where = f"{piece.header.file}: tensor {piece.header.name!r}"
@@ -155,7 +171,7 @@ class Stream:
             raise DriftError(what, where, "the weights, the residue or the record was changed; restore it from a copy")
 
     def _finish_if_whole(self, name: str) -> None:
-        if not self._left[name]:
+        if not self._left[name] and name in self._files:
             with self._finishing:
                 if self._files[name].is_open:
                     with self._files[name]:
@@ -173,13 +189,14 @@ class Stream:
 
     def _copy(self, piece: Piece, whole: Any) -> TensorRecord:
         header, digest = piece.header, hashlib.sha256()
-        file, offset, size = self._files[header.file.name], 0, header.end - header.start
-        buffer = self._buffer("copy", _COPY)
+        file, offset, size = self._files.get(header.file.name), 0, header.end - header.start
+        buffer, layout = self._buffer("copy", _COPY), self._layout.headers
         while offset < size:
             self._go_on(0, "")
             count = min(_COPY, size - offset)
-            start = header.start + offset
-            file.copy_range(self._source.weights.fileno(header.file.name), start, count, start)
+            if file is not None:
+                place, to = (one[header.name].start + offset for one in (self._source.weights.stored, layout))
+                file.copy_range(self._source.weights.fileno(header.file.name), place, count, to)
             view = memoryview(buffer)[:count]
             self._source.weights.read(header, offset, view)
             digest.update(view)
@@ -190,9 +207,11 @@ class Stream:
         found = digest.hexdigest()
         return TensorRecord(header.file.name, found, found)
 
-    def _compute(self, piece: Piece, old: list[Rows], new: list[Rows], tally: Tally, whole: Any) -> TensorRecord:
-        header, dtype = piece.header, dtype_of(piece)
-        told_of, file = self._source.told_of(piece), self._files[header.file.name]
+    def _compute(self, piece: Piece, old: list[Rows], new: list[Rows], tally: Tally | None, whole: Any) -> TensorRecord:
+        header, dtype = piece.header, self._source.stored_dtype(piece)
+        place = self._layout.headers[header.name]
+        into: torch.dtype = getattr(torch, place.dtype)
+        told_of = self._source.told_of(piece)
         before, base, after = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
         for index, block in enumerate(blocks_of(piece)):
             self._go_on(0, "")
@@ -210,27 +229,34 @@ class Stream:
             result = rows
             if new:
                 change = new[block.matrix]
-                outgoing = memoryview(self._buffer("out", size))[:size]
-                into = as_tensor(outgoing, block, dtype)
+                room = memoryview(self._buffer("out", block.rows * block.columns * into.itemsize))
+                outgoing = as_tensor(room, block, into)
                 try:
                     added = self._doubles(block.rows, block.columns)
-                    result = change.merge(rows, block.row, self._correct, into, added)
+                    result = change.merge(rows, block.row, self._correct, outgoing, added)
                 except StateError as error:
                     where = f"{header.file.name}: tensor {header.name!r}, {error.where}".removesuffix(", ")
                     raise StateError(error.what, where, error.hint) from error
-                tally.add(rows, result, added)
+                if tally is not None:
+                    tally.add(as_wide(rows, result), result, added)
                 # What is added by a sum is what is predicted of it.
                 predicted = added if change.is_sum else None
                 self._remember(header.name, rows, result, predicted, change, block.row)
             bits = as_bytes(result)
             after.update(bits)
-            file.write_at(header.start + block.offset * dtype.itemsize, bits)
+            self._put(header.file.name, place.start + block.offset * into.itemsize, bits)
             self._go_on(size, header.file.name)
         if told_of is not None and told_of.at >= 0 and before.hexdigest() != told_of.merged:
             what = "the merged weights were changed since they were written"
             hint = "restore the file from a copy, or merge into the base again"
             raise DriftError(what, f"{header.file}: tensor {header.name!r}", hint)
         return TensorRecord(header.file.name, base.hexdigest(), after.hexdigest(), 0 if new else -1)
+
+    def _put(self, name: str, offset: int, bits: memoryview) -> None:
+        """Write into the file `name`, unless that one is only read."""
+        file = self._files.get(name)
+        if file is not None:
+            file.write_at(offset, bits)
 
     def _remember(
         self,
@@ -243,6 +269,8 @@ class Stream:
     ) -> None:
         if self._undo == "residue":
             known = change.predict(result, start) if predicted is None else predicted
+            if result.dtype != rows.dtype:
+                result, known = guessed(result, known, rows.dtype), torch.zeros_like(known)
             blob: bytes | memoryview = encode(rows, result, known)
         elif self._undo == "copy":
             blob = as_bytes(rows)

@@ -17,6 +17,7 @@ from surgery.checkpoint.lock import claim, hold
 from surgery.checkpoint.names import JOURNAL, WORK, check_name, staging_name
 from surgery.checkpoint.parents import open_with_parents
 from surgery.checkpoint.patching import RESIDUE, Patches, Write, latest
+from surgery.checkpoint.places import Places
 from surgery.checkpoint.receipt import encode_receipt, receipt_in
 from surgery.checkpoint.recover import clear, finish, real, recover_within, settle
 from surgery.checkpoint.shared import refuse_link
@@ -85,19 +86,24 @@ class Transaction:
 
     # What is to be written
 
-    def reserve(self, size: int) -> None:
-        """Set `size` bytes aside: what `create` will ask for, in all.
+    @property
+    def scratch(self) -> Path:
+        """A folder on the same disk for files that are gone when the commit is."""
+        return self.path / WORK if self.mode == "replace" else self.path.parent
+
+    def reserve(self, size: int, beside: int = 0) -> None:
+        """Set `size` bytes aside: what `create` will ask for, in all; `beside` is for the caller's own `scratch`.
 
         Raises:
             DiskError: the disk has not so much, is read-only or forbidden; nothing was written.
         """
-        self._writable().reserve(size)
+        self._writable().reserve(size, beside)
 
     def create(self, name: str, size: int, *, digest: bool = False) -> StagedFile:
         """Stage the file `name` of exactly `size` bytes; with `digest` its sha256 is computed as it is filled.
 
-        `new` takes names with folders, such as `1_Pooling/config.json`; `replace` takes plain ones. Where an exception
-        leaves the file's block, the file is dropped, and may be created again.
+        Names may have folders, such as `1_Pooling/config.json`, which are made with the commit if they are missing.
+        Where an exception leaves the file's block, the file is dropped, and may be created again.
 
         Raises:
             CheckpointError: the name leaves the folder or is taken, or would replace a link.
@@ -110,8 +116,17 @@ class Transaction:
         with self.create(name, len(data), digest=True) as file:
             file.write_at(0, data)
 
+    def adopt(self, name: str, source: Path, size: int) -> None:
+        """Stage a finished, durable file of this disk, `source`, of `size` bytes, by another name for it.
+
+        Raises:
+            CheckpointError: as `create`.
+            DiskError: the file lies on another disk, or the file system knows no second names.
+        """
+        self._writable().adopt(name, source, size)
+
     def remove(self, name: str) -> None:
-        """Let `name` go with the commit, if it is there (`replace` only).
+        """Let `name` go with the commit, if it is there (`replace` only), and its folder, if nothing else is in it.
 
         Raises:
             CheckpointError: the name leaves the folder, or is created by this commit.
@@ -213,8 +228,9 @@ class Transaction:
         staging.put(_UNSEALED, journal.encode())
         hold(disk, folder, self.path, self._patience)
         try:
-            for move in journal.moves:
-                refuse_link(disk.look(folder, move.name) if move.staged else None, self.path / move.name)
+            with Places(disk, folder, self.path) as places:
+                for move in journal.moves:
+                    refuse_link(places.look(move.name) if move.staged else None, self.path / move.name)
             try:
                 self._is_decided = True
                 disk.rename(work, _UNSEALED, work, JOURNAL)
@@ -222,7 +238,7 @@ class Transaction:
                 self._is_decided = disk.look(work, JOURNAL) is not None
                 raise
             disk.sync(work)  # the decision
-            finish(disk, folder, work, journal)
+            finish(disk, folder, work, journal, self.path)
         finally:
             disk.unlock(folder)
         disk.remove_folder(folder, WORK)

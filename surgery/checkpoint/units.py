@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 
 from surgery.adapter.replacement import ReplacementAdapter
+from surgery.checkpoint.layout import cast_of
+from surgery.checkpoint.recast import Recast, holds
 from surgery.checkpoint.saved import Acts, SavedAdapter
 from surgery.checkpoint.weights import Weights
 from surgery.errors import CheckpointError, StateError
@@ -17,6 +19,7 @@ from surgery.operation.bits import rounded
 from surgery.operation.change import Change
 from surgery.operation.merge import merged_tensor
 from surgery.planning.checkpoint import Piece
+from surgery.planning.headers import TensorHeader
 
 __all__ = ["BLOCK", "Block", "Rows", "Unit", "blocks_of", "changes_for", "units_of"]
 
@@ -28,6 +31,8 @@ class Rows(Protocol):
     """A change of one stored matrix; see `surgery.operation.change.Change`."""
 
     is_sum: bool
+
+    def unrounded(self, weight: torch.Tensor, start: int) -> torch.Tensor: ...
 
     def merge(
         self, weight: torch.Tensor, start: int, correct: bool, out: torch.Tensor, added: torch.Tensor
@@ -45,17 +50,21 @@ class Unit:
         pieces: the tensors of files that make it up, in the order of its elements.
         old: adapters that are merged into it in the source.
         new: adapters that are to be in the result.
+        cast: the dtype that the result has, where it is not the base's.
+        was_cast: whether the source has another dtype than the base.
     """
 
     name: str
     pieces: tuple[Piece, ...]
     old: tuple[SavedAdapter, ...] = ()
     new: tuple[SavedAdapter, ...] = ()
+    cast: str = ""
+    was_cast: bool = False
 
     @property
     def is_copied(self) -> bool:
         """Whether nothing is computed."""
-        return not self.old and not self.new
+        return not (self.old or self.new or self.cast or self.was_cast)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +85,19 @@ class Block:
     offset: int
 
 
-def units_of(weights: Weights, old: Sequence[SavedAdapter], new: Sequence[SavedAdapter]) -> list[Unit]:
-    """Return all units, in the order in which they stand in files."""
+def units_of(weights: Weights, old: Sequence[SavedAdapter], new: Sequence[SavedAdapter], dtype: str = "") -> list[Unit]:
+    """Return all units, in the order in which they stand in files; `dtype` is what floating tensors get."""
+
+    def casts(header: TensorHeader) -> tuple[str, bool]:
+        return cast_of(header, dtype), weights.stored[header.name].dtype != header.dtype
+
     units, used = [], set()
     for name, pieces in weights.pieces.items():
         used |= {piece.header.name for piece in pieces}
-        acting = tuple(tuple(one for one in several if name in one.changed) for several in (old, new))
-        units.append(Unit(name, pieces, *acting))
+        before, after = (tuple(one for one in several if name in one.changed) for several in (old, new))
+        units.append(Unit(name, pieces, before, after, *casts(pieces[0].header)))
     rest = [header for name, header in weights.headers.items() if name not in used]
-    units += [Unit(header.name, (Piece(header),)) for header in rest]
+    units += [Unit(header.name, (Piece(header),), (), (), *casts(header)) for header in rest]
     return sorted(units, key=lambda unit: (unit.pieces[0].header.file.name, unit.pieces[0].header.start))
 
 
@@ -129,16 +142,27 @@ def changes_for(unit: Unit, adapters: Sequence[SavedAdapter], base: Mapping[str,
     if not all(act.steps(0, shape) is not None for act in acts):
         assert base is not None
         return _by_fold(unit, acts, base, matrices, shape)
-    found = [
+    found: list[Rows] = [
         Change([step for act in acts for step in act.steps(index, shape) or ()], shape) for index in range(matrices)
     ]
-    return list(found) if is_said else [_Unpredicted(change) for change in found]
+    found = _recast(unit, found)
+    return found if is_said else [_Unpredicted(change) for change in found]
+
+
+def _recast(unit: Unit, found: list[Rows]) -> list[Rows]:
+    if not unit.cast:
+        return found
+    return [Recast(rows, getattr(torch, unit.cast)) for rows in found]
 
 
 def _by_fold(
     unit: Unit, acts: Sequence[Acts], base: Mapping[str, torch.Tensor], matrices: int, shape: tuple[int, int]
 ) -> list[Rows]:
     """Fold the parameter as a whole, for adapters that are not said by factors."""
+    values = [act.replaces for act in acts if act.replaces is not None]
+    if values and len(acts) == 1:
+        whole = values[0].reshape(matrices, *shape)
+        return _recast(unit, [_Replaced(whole[index]) for index in range(matrices)])
     links = [act.link for act in acts]
     chain = [link for link in links if link is not None]
     if len(chain) < len(links):
@@ -147,10 +171,14 @@ def _by_fold(
     adapter, site = chain[0]
     if len(chain) == 1 and isinstance(adapter, ReplacementAdapter) and site.slice is None:
         whole = adapter.value.detach().reshape(matrices, *shape)
-        return [_Replaced(whole[index]) for index in range(matrices)]
-    value, _ = merged_tensor(unit.name, site.parameter, base[unit.name], chain)
+        return _recast(unit, [_Replaced(whole[index]) for index in range(matrices)])
+    pristine = base[unit.name]
+    if unit.cast:  # rounded once: as wide as the result, or not at all until then
+        into: torch.dtype = getattr(torch, unit.cast)
+        pristine = pristine.to(into if holds(into, pristine.dtype) else torch.float64)
+    value, _ = merged_tensor(unit.name, site.parameter, pristine, chain)
     whole = value.reshape(matrices, *shape)
-    return [_Replaced(whole[index], is_rounded=True) for index in range(matrices)]
+    return _recast(unit, [_Replaced(whole[index], is_rounded=True) for index in range(matrices)])
 
 
 def _parameter_shape(unit: Unit) -> tuple[int, tuple[int, int]]:
@@ -169,6 +197,9 @@ class _Unknown:
 
     is_sum = False
 
+    def unrounded(self, weight: torch.Tensor, start: int) -> torch.Tensor:
+        raise NotImplementedError
+
     def merge(
         self, weight: torch.Tensor, start: int, correct: bool, out: torch.Tensor, added: torch.Tensor
     ) -> torch.Tensor:
@@ -181,7 +212,7 @@ class _Unknown:
 class _Unpredicted(_Unknown):
     """A change whose adapters cannot be made without the base: it is not there when the base is wanted again."""
 
-    def __init__(self, change: Change) -> None:
+    def __init__(self, change: Rows) -> None:
         self._change = change
 
     def merge(
@@ -207,3 +238,6 @@ class _Replaced(_Unknown):
                 what = "merging would turn finite weights into NaN or inf"
                 raise StateError(what, hint="nothing was merged; use a wider dtype or repair the adapter")
         return out.copy_(value)
+
+    def unrounded(self, weight: torch.Tensor, start: int) -> torch.Tensor:
+        return self._value[start : start + weight.shape[0]].double()

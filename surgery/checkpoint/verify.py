@@ -13,19 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from surgery.checkpoint.consistent import consistent
-from surgery.checkpoint.names import RECEIPT
+from surgery.checkpoint.digest import sha256_of
+from surgery.checkpoint.failures import told
 from surgery.checkpoint.receipt import read_receipt
 from surgery.checkpoint.record import KEY, MergedRecord
-from surgery.checkpoint.source import sha256_of
 from surgery.checkpoint.weights import Weights
-from surgery.errors import DriftError, Problem
+from surgery.errors import CheckpointError, DriftError, Problem
 from surgery.planning.headers import TensorHeader
 from surgery.registry import Registry, load_registry
 
-__all__ = ["Verified", "verify_checkpoint"]
+__all__ = ["Verified", "changed_files", "hashes", "verify_checkpoint"]
 
 _BLOCK = 1 << 20
 _SHOWN = 5
+_RESTORE = "restore it from a copy, or write the checkpoint anew"
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def verify_checkpoint(
     registry = registry or load_registry()
     folder = Path(path)
     with ExitStack() as stack:
+        stack.enter_context(told(folder))
         if folder.is_dir() and os.access(folder, os.W_OK):
             folder = stack.enter_context(consistent(folder))
         weights = stack.enter_context(Weights(folder, registry))
@@ -77,15 +79,17 @@ def verify_checkpoint(
         known = (receipt or {}).get("weights")
         problems: list[Problem] = []
         against = []
-        found = _hashes(weights, jobs) if receipt is not None or base is not None else {}
-        if receipt is not None and (record is not None or isinstance(known, dict)):
+        found = hashes(weights, jobs) if receipt is not None or base is not None else {}
+        if known is not None and not (isinstance(known, dict) and known.keys() >= {"tensors", "heads"}):
+            raise CheckpointError("the receipt is damaged: what it says of weights", str(folder), _RESTORE)
+        if receipt is not None and (record is not None or known is not None):
             against.append("receipt")
             problems += _by_receipt(folder, weights, receipt, record, known, found)
         if base is not None:
             against.append("base")
             other = stack.enter_context(Weights(Path(base), registry))
             own = {n: one.base for n, one in record.tensors.items()} if record is not None else found
-            problems += _differences(_hashes(other, jobs), own, str(base), "the base")
+            problems += _differences(hashes(other, jobs), own, str(base), "the base")
         if problems:
             rest = len(problems) - _SHOWN
             more = [Problem(f"and {rest} more differences", str(folder))] if rest > 0 else []
@@ -105,26 +109,34 @@ def _by_receipt(
     known: Any,
     found: Mapping[str, str],
 ) -> list[Problem]:
-    restore = "restore it from a copy, or write the checkpoint anew"
-    heads = record.heads if record is not None else known["heads"]
+    heads = record.stored_heads if record is not None else known["heads"]
     expected = {n: one.merged for n, one in record.tensors.items()} if record is not None else known["tensors"]
     problems = [
-        Problem("the header was changed", str(folder / name), restore)
+        Problem("the header was changed", str(folder / name), _RESTORE)
         for name, head in weights.heads.items()
         if heads.get(name) != head.sha256
     ]
     problems += _differences(expected, found, str(folder), "the receipt")
+    return problems + changed_files(folder, receipt)
+
+
+def changed_files(folder: Path, receipt: Mapping[str, Any], *, notes: bool = True) -> list[Problem]:
+    """Return what is wrong with the files beside the weights: those of which the receipt has the sha256.
+
+    Without `notes`, pages such as README.md may say something else by now: no program reads them.
+    """
+    problems = []
     for name, entry in receipt["files"].items():
-        if entry["sha256"] is None or name == RECEIPT:
+        if entry["sha256"] is None or (not notes and name.endswith(".md")):
             continue
         try:
             status = (folder / name).lstat()
         except OSError:
-            problems.append(Problem("the file is missing", str(folder / name), restore))
+            problems.append(Problem("the file is missing", str(folder / name), _RESTORE))
             continue
         is_same = stat.S_ISREG(status.st_mode) and status.st_size == entry["size"]
         if not is_same or sha256_of(folder / name) != entry["sha256"]:
-            problems.append(Problem("the file was changed", str(folder / name), restore))
+            problems.append(Problem("the file was changed since it was written", str(folder / name), _RESTORE))
     return problems
 
 
@@ -141,7 +153,9 @@ def _differences(expected: Mapping[str, str], found: Mapping[str, str], where: s
     return problems
 
 
-def _hashes(weights: Weights, jobs: int | None) -> dict[str, str]:
+def hashes(weights: Weights, jobs: int | None) -> dict[str, str]:
+    """Return name of a tensor -> sha256 of its bytes."""
+
     def one(header: TensorHeader) -> str:
         digest, buffer, size = hashlib.sha256(), bytearray(_BLOCK), header.end - header.start
         for offset in range(0, size, _BLOCK):

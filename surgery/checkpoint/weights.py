@@ -17,7 +17,7 @@ from surgery.checkpoint.failures import told
 from surgery.errors import CheckpointError
 from surgery.planning import Plan
 from surgery.planning.checkpoint import Piece, inventory_of_checkpoint, pieces_of_checkpoint
-from surgery.planning.headers import TensorHeader, read_checkpoint_headers, read_config
+from surgery.planning.headers import TensorHeader, parse_head, read_checkpoint_headers, read_config
 from surgery.planning.inventory import Inventory, ParameterEntry
 from surgery.planning.make import Anatomy, anatomy, decide
 from surgery.planning.sites import sites_of
@@ -51,20 +51,30 @@ class Weights:
         heads: name of a file -> what stands before its tensors.
         pieces: name of a parameter of the model -> tensors that make it up.
         described: what is known of the architecture.
+        stored: as `headers`, in the files themselves; other where these were written in another dtype than `headers`,
+            the base's, say.
+        stored_heads: likewise.
+
+    Args:
+        folder: where it is.
+        registry: the installed plugins.
+        originals: a folder with what the base had before its dtype was changed: `config.json`, and NAME.head.
 
     Raises:
         CheckpointError: no such folder, a file that is damaged or missing, or only pickled weights.
     """
 
-    def __init__(self, folder: Path, registry: Registry) -> None:
+    def __init__(self, folder: Path, registry: Registry, originals: Path | None = None) -> None:
         if not folder.is_dir():
             what = "this is a file" if folder.exists() else "no such folder"
             raise CheckpointError(what, str(folder), "name the folder of a checkpoint, with its config.json")
-        self.folder, self._registry = folder, registry
+        self.folder, self.registry, self.originals = folder, registry, originals
         self._files: dict[str, int] = {}
         self._guard = threading.Lock()
-        self.config: Mapping[str, Any] = read_config(folder)
-        self.headers: dict[str, TensorHeader] = read_checkpoint_headers(folder)
+        self.stored: dict[str, TensorHeader] = read_checkpoint_headers(folder)
+        self._kept_heads = {} if originals is None else self._read_heads(originals)
+        self.config: Mapping[str, Any] = read_config(self._original("config.json").parent)
+        self.headers: dict[str, TensorHeader] = self._base_headers()
         declared = registry.architecture(str(self.config.get("model_type") or "") or None)
         architecture = declared.value if declared else None
         found = inventory_of_checkpoint(folder, architecture, self.config, self.headers)
@@ -76,6 +86,36 @@ class Weights:
         )
         self.described: Anatomy = anatomy(self.inventory, registry)
         self.heads: dict[str, Head] = {}
+        self.stored_heads: dict[str, Head] = {}
+
+    def _read_heads(self, originals: Path) -> dict[str, bytes]:
+        found = {}
+        for path in sorted(originals.glob("*.safetensors.head")):
+            with told(path):
+                found[path.name.removesuffix(".head")] = path.read_bytes()
+        return found
+
+    def _original(self, name: str) -> Path:
+        kept = None if self.originals is None else self.originals / name
+        return kept if kept is not None and kept.is_file() else self.folder / name
+
+    def _base_headers(self) -> dict[str, TensorHeader]:
+        found = dict(self.stored)
+        for name, head in self._kept_heads.items():
+            found.update(parse_head(head, self.folder / name)[0])
+        if found.keys() != self.stored.keys() or any(found[n].shape != self.stored[n].shape for n in found):
+            raise CheckpointError("the headers that were kept are of other tensors", str(self.originals))
+        return found
+
+    def original(self, name: str) -> bytes:
+        """A file of the base: the one that was kept, or else the folder's own."""
+        path = self._original(name)
+        with told(path):
+            return path.read_bytes()
+
+    def head(self, name: str) -> bytes:
+        """What stood before the tensors of the base's file `name`."""
+        return self._kept_heads.get(name) or self._exactly(name, 0, self.stored_heads[name].length)
 
     def __enter__(self) -> Self:
         for name in sorted({header.file.name for header in self.headers.values()}):
@@ -84,7 +124,11 @@ class Weights:
                 size = os.fstat(self._files[name]).st_size
             length = 8 + int.from_bytes(self._exactly(name, 0, 8), "little")
             head = self._exactly(name, 0, min(length, size))
-            self.heads[name] = Head(size, length, hashlib.sha256(head).hexdigest())
+            own = self.stored_heads[name] = Head(size, length, hashlib.sha256(head).hexdigest())
+            kept = self._kept_heads.get(name)
+            if kept is not None:
+                own = Head(parse_head(kept, self.folder / name)[1], len(kept), hashlib.sha256(kept).hexdigest())
+            self.heads[name] = own
         return self
 
     def __exit__(
@@ -99,13 +143,13 @@ class Weights:
         return self._files[name]
 
     def read(self, header: TensorHeader, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` with the bytes of a tensor from its byte `offset` on.
+        """Fill `buffer` with the bytes of a tensor, as it is stored, from its byte `offset` on.
 
         Raises:
             CheckpointError: the file became shorter than its header says.
             DiskError: the disk refuses.
         """
-        self.read_file(header.file.name, header.start + offset, buffer)
+        self.read_file(header.file.name, self.stored[header.name].start + offset, buffer)
 
     def read_file(self, name: str, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with bytes of a file; raises as `read`."""
@@ -130,8 +174,8 @@ class Weights:
     def plan(self, spec: Spec, names: Mapping[str, str] | None = None) -> Plan:
         """Decide what `spec` does to this checkpoint; `names` (ours -> theirs) leaves out and renames parameters."""
         inventory = self.inventory if names is None else _renamed(self.inventory, names)
-        described = self.described if names is None else anatomy(inventory, self._registry)
-        return decide(spec, inventory, described, self._registry)
+        described = self.described if names is None else anatomy(inventory, self.registry)
+        return decide(spec, inventory, described, self.registry)
 
     def stored_name(self, name: str) -> str | None:
         """Return the name under which the tensor called `name` is in the files: its own, or that of a tied one."""

@@ -10,6 +10,7 @@ import typer
 
 from surgery.cli.call import Call, shell
 from surgery.cli.complete import spec_files
+from surgery.cli.engines import Engine, scheduler
 
 if TYPE_CHECKING:
     from surgery.study import Comparison
@@ -31,6 +32,7 @@ def compare(
         int | None,
         typer.Option("--workers", metavar="N", min=1, help="Processes side by side; else by cores and memory."),
     ] = None,
+    engine: Engine = None,
 ) -> None:
     """Run a study, every arm on every seed, and say what may be concluded.
 
@@ -45,8 +47,10 @@ def compare(
     from surgery.study import compare as run  # the slow import comes after the study is known to be valid
 
     try:
-        with progress(call, every_step=True) as tell:
-            comparison = run(found, out, registry=registry, workers=workers, progress=tell)
+        # A study without an engine chooses its own number of processes here.
+        spreading = scheduler(engine if engine == "ray" else None, workers)
+        with spreading as spread, progress(call, every_step=True) as tell:
+            comparison = run(found, out, registry=registry, workers=workers, progress=tell, engine=spread)
     except KeyboardInterrupt:
         hint = "finished cells are kept; the same command goes on"
         raise TrainingError("stopped by Ctrl-C", str(out), hint) from None

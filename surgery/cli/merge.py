@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from surgery.cli.call import Call, shell
+from surgery.cli.engines import Engine, scheduler
 
 __all__ = ["EXAMPLES", "merge"]
 
@@ -16,12 +18,23 @@ EXAMPLES = "Example:  surgery merge models/base runs/notes/adapter -o models/mer
 _UNDO = ("residue", "file", "copy", "none")
 
 
-def _undo(value: str) -> str:
-    if value not in _UNDO:
+_DTYPES = ("bfloat16", "float16", "float32")
+
+
+def _one_of(value: str, known: Sequence[str]) -> str:
+    if value not in known:
         from surgery.errors import nearest
 
-        raise typer.BadParameter(f"{value!r} is unknown; {nearest(value, _UNDO)}")
+        raise typer.BadParameter(f"{value!r} is unknown; {nearest(value, known)}")
     return value
+
+
+def _undo(value: str) -> str:
+    return _one_of(value, _UNDO)
+
+
+def _dtype(value: str | None) -> str | None:
+    return value if value is None else _one_of(value, _DTYPES)
 
 
 def merge(
@@ -31,7 +44,12 @@ def merge(
         list[str],
         typer.Argument(metavar="ADAPTER...", help="Folders of adapters, surgery's or PEFT's; or NAME=FOLDER."),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The merged checkpoint; a new folder.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="The merged checkpoint; a new folder.")
+    ] = None,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Replace the files of BASE that change, all at once, instead of -o.")
+    ] = False,
     undo: Annotated[
         str,
         typer.Option(
@@ -42,6 +60,15 @@ def merge(
             " the changed weights, or nothing.",
         ),
     ] = "residue",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--dtype",
+            metavar="<bfloat16|float16|float32>",
+            callback=_dtype,
+            help="Write all floating tensors of 16 bits and more in this one, each rounded once.",
+        ),
+    ] = None,
     weights: Annotated[
         list[str] | None,
         typer.Option("--weights", metavar="NAME=FACTOR", help="Make an adapter stronger or weaker. Repeatable."),
@@ -50,12 +77,15 @@ def merge(
         bool, typer.Option("--fast", help="Sums that are seldom the other neighbour, instead of correctly rounded.")
     ] = False,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", metavar="N", min=1, max=256, help="Threads; by default up to 4.")
+        int | None,
+        typer.Option("--jobs", "-j", metavar="N", min=1, max=256, help="Threads, or workers of an engine; up to 4."),
     ] = None,
+    engine: Engine = None,
 ) -> None:
     """Merge adapters into a checkpoint, without building the model, so that unmerge gives the base back bit for bit.
 
-    The new folder appears complete or not at all. The same merge again does nothing; BASE is only read.
+    The new folder appears complete or not at all. The same merge again does nothing; BASE is only read, unless it is to
+    be replaced.
     """
     from surgery.cli.progress import progress
     from surgery.cli.weights import announcing, in_bytes, report_text, size_text
@@ -64,13 +94,16 @@ def merge(
     factors = dict(map(_factor, weights or ()))
     from surgery.checkpoint.merge import merge_checkpoint
 
-    with progress(call) as tell:
+    with scheduler(engine, jobs) as spread, progress(call) as tell:
         report = merge_checkpoint(
             base,
             _named(adapters),
             out,
+            in_place=in_place,
             undo=undo,
+            dtype=dtype,
             jobs=jobs,
+            engine=spread,
             fast=fast,
             weights=factors,
             registry=registry,
@@ -79,7 +112,7 @@ def merge(
         )
     names = ", ".join(report.adapters)
     if report.was_done:
-        text = f"{out} already holds {names}"
+        text = f"{out or base} already holds {names}"
     else:
         kept = {
             "residue": f"residue {size_text(report.residue_bytes)}, adapters {size_text(report.adapter_bytes)}",
@@ -91,7 +124,7 @@ def merge(
     call.answer(report.to_dict(), report_text(report, text), _style)
     if report.left_out:
         call.note(f"not carried along, as they hold other weights: {', '.join(report.left_out[:5])}")
-    call.next_step(shell("surgery", "verify", out))
+    call.next_step(shell("surgery", "verify", out or base))
 
 
 def _named(adapters: list[str]) -> list[str] | dict[str, str]:

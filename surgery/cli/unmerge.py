@@ -17,7 +17,10 @@ EXAMPLES = "Example:  surgery unmerge models/merged -o models/base-again"
 def unmerge(
     call: Call,
     merged: Annotated[Path, typer.Argument(metavar="MERGED", help="A folder of `surgery merge`.", readable=False)],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The result; a new folder.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="The result; a new folder.")] = None,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Replace the files of MERGED that change, all at once, instead of -o.")
+    ] = False,
     adapter: Annotated[
         list[str] | None,
         typer.Option("--adapter", metavar="NAME", help="Take out this one only; without, all. Repeatable."),
@@ -41,6 +44,7 @@ def unmerge(
         report = unmerge_checkpoint(
             merged,
             out,
+            in_place=in_place,
             adapters=tuple(adapter or ()),
             jobs=jobs,
             registry=registry,
@@ -50,6 +54,7 @@ def unmerge(
     left = f"what remains: {', '.join(report.adapters)}" if report.adapters else "this is the base, bit for bit"
     text = f"unmerged {size_text(report.bytes)} in {report.seconds:.1f} s; {left}"
     call.answer(
-        report.to_dict(), report_text(report, f"{out} was unmerged before; {left}" if report.was_done else text)
+        report.to_dict(),
+        report_text(report, f"{out or merged} was unmerged before; {left}" if report.was_done else text),
     )
-    call.next_step(shell("surgery", "verify", out))
+    call.next_step(shell("surgery", "verify", out or merged))

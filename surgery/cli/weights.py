@@ -55,8 +55,8 @@ def announcing(call: Call, verb: str) -> Callable[[Foretold], None]:
     def announce(plan: Foretold) -> None:
         call.note(
             f"{verb}: {plan.computed} parameters are computed, the rest of {plan.tensors} tensors in {plan.files} "
-            f"file{'s' if plan.files > 1 else ''} is copied; reads and writes {size_text(plan.read)}, holds about "
-            f"{size_text(plan.hold)}"
+            f"file{'s' if plan.files > 1 else ''} is copied; reads {size_text(plan.read)}, writes "
+            f"{size_text(plan.write)}, holds about {size_text(plan.hold)}"
         )
 
     return announce

@@ -62,12 +62,13 @@ class Change:
 
     Attributes:
         shape: of the whole stored matrix.
+        steps: those of all adapters.
         is_sum: whether it only adds.
     """
 
     def __init__(self, steps: Sequence[Step], shape: tuple[int, int]) -> None:
         self.shape = shape
-        self._steps = tuple(steps)
+        self.steps = tuple(steps)
         self.is_sum = not any(step.scales for step in steps)
         self._deltas = [None if step.product is None else Delta([step.product], shape) for step in steps]
         self._delta = Delta([step.product for step in steps if step.product is not None], shape)
@@ -115,12 +116,20 @@ class Change:
         stop, value = start + weight.shape[0], weight.double()
         if self.is_sum:
             return value + self._delta.block(start, stop)
-        for step, delta in zip(self._steps, self._deltas, strict=True):
+        for step, delta in zip(self.steps, self._deltas, strict=True):
             for scale in step.scales:
                 value = value * scale.rows(start, stop)
             if delta is not None:
                 value = value + delta.block(start, stop)
         return value
+
+    def exactly(self, weight: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """Return, for a sum, weight[i] + what is added at (rows[i], columns[i]), as float64 rounded to odd.
+
+        Rounding that once more, to at most 51 bits, is the correct rounding of the exact sum.
+        """
+        sums, _ = self._delta.approximation.exactly(weight, rows, columns)
+        return torch.tensor(sums, dtype=torch.float64)
 
     @torch.no_grad()
     def predict(self, merged: torch.Tensor, start: int) -> torch.Tensor:
@@ -131,7 +140,7 @@ class Change:
             return self._delta.block(start, stop, correct=merged.element_size() > 2)
         after = merged.double()
         before = after
-        for step, delta in zip(reversed(self._steps), reversed(self._deltas), strict=True):
+        for step, delta in zip(reversed(self.steps), reversed(self._deltas), strict=True):
             if delta is not None:
                 before = before - delta.block(start, stop)
             for scale in reversed(step.scales):

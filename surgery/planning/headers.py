@@ -18,8 +18,8 @@ from surgery.errors import CheckpointError
 from surgery.planning.inventory import DTYPE_BYTES
 
 __all__ = [
-    "TensorHeader", "check_index", "read_checkpoint_headers", "read_config", "read_header", "read_json",
-    "read_settings",
+    "SAFETENSORS_NAMES", "TensorHeader", "check_index", "parse_head", "read_checkpoint_headers", "read_config",
+    "read_header", "read_json", "read_settings",
 ]  # fmt: skip
 
 _MAX_HEADER = 32 * 1024 * 1024
@@ -29,6 +29,8 @@ _DTYPES = {
     "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8",
     "BOOL": "bool",
 }  # fmt: skip
+SAFETENSORS_NAMES: Mapping[str, str] = {ours: theirs for theirs, ours in _DTYPES.items()}
+"""How files call a dtype."""
 _FILE_NAME = re.compile(r"[A-Za-z0-9._-]+\.safetensors")
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -67,10 +69,31 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
             raw = file.read(length)
     except OSError as error:
         raise CheckpointError(f"cannot read the file: {error.strerror}", str(path)) from error
+    return _headers(raw, path, size)
+
+
+def parse_head(data: bytes, path: Path) -> tuple[dict[str, TensorHeader], int]:
+    """Read what stood before the tensors of a file: where they were, and how many bytes the file had.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    if len(data) < 8 or int.from_bytes(data[:8], "little") != len(data) - 8 or len(data) > _MAX_HEADER:
+        raise CheckpointError("the header that was kept is damaged", str(path))
+    ends = [
+        value["data_offsets"][1]
+        for name, value in _json_object(data[8:], path).items()
+        if name != "__metadata__" and isinstance(value, dict) and _is_counts(value.get("data_offsets"))
+    ]
+    size = len(data) + max(ends, default=0)
+    return _headers(data[8:], path, size), size
+
+
+def _headers(raw: bytes, path: Path, size: int) -> dict[str, TensorHeader]:
     table = _json_object(raw, path)
     table.pop("__metadata__", None)
-    headers = {name: _tensor(path, name, value, 8 + length, size) for name, value in table.items()}
-    _check_layout(headers, path, 8 + length, size)
+    headers = {name: _tensor(path, name, value, 8 + len(raw), size) for name, value in table.items()}
+    _check_layout(headers, path, 8 + len(raw), size)
     return headers
 
 

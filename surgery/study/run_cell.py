@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from surgery.engine.scheduler import named
 from surgery.errors import CheckpointError, DataError
 from surgery.registry import Registry
 from surgery.study.cells import Cell
 from surgery.study.record import Budget, CellRecord, CurvePoint, Lost, Majority, Memory, Timing
-from surgery.study.scheduler import named
 from surgery.study.weights import changed_weights
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 
 from pydantic import TypeAdapter
 
+from surgery.engine.scheduler import InProcess, Scheduler, local_engine
 from surgery.errors import SpecError, StateError
 from surgery.registry import Registry
 from surgery.study.cells import Cell, final_cells, tuning_cells
@@ -18,7 +19,6 @@ from surgery.study.overview import overview
 from surgery.study.record import CellRecord
 from surgery.study.results import RESULTS, STUDY, Results, read_records, write_atomically
 from surgery.study.run_cell import CellRunner, forget_sessions, preflight, versions
-from surgery.study.scheduler import InProcess, Scheduler, local_engine
 from surgery.study.spec import StudySpec, load_study
 from surgery.study.summary import Summary, summarise
 from surgery.study.tables import write_tables

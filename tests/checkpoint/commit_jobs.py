@@ -6,13 +6,18 @@ from pathlib import Path
 
 from surgery.checkpoint import RECEIPT, Disk, Transaction
 from surgery.checkpoint.failures import told
+from surgery.checkpoint.places import Places
 
 OUT = Path("/models/out")
 SHARDS = ("a.safetensors", "b.safetensors", "c.safetensors")
 OLD = {name: f"{name} of the base, which is some text long ".encode() for name in SHARDS} | {
-    "undo.old": b"an old journal"
+    "undo.old": b"an old journal",
+    "kept/old/undo": b"one in a folder that goes with it",
 }
-NEW = {name: OLD[name] + b"+1" for name in SHARDS} | {"undo.new": b"a new journal of many bytes, which may tear"}
+NEW = {name: OLD[name] + b"+1" for name in SHARDS} | {
+    "undo.new": b"a new journal of many bytes, which may tear",
+    "kept/new/undo": b"one in a folder that comes with it",
+}
 FRESH = {"config.json": b"{}", "1_Pooling/config.json": b'{"a": 1}', "model.safetensors": b"weights" * 9}
 
 
@@ -44,8 +49,10 @@ def merge(disk: Disk, out: Path = OUT, job: str = "merge a", patience: float = 0
             with tx.create(name, len(data), digest=name.startswith("a")) as file:
                 file.write_at(0, data[:20])
                 file.write_at(20, data[20:])
-        tx.write("undo.new", NEW["undo.new"])
-        tx.remove("undo.old")
+        for name in ("undo.new", "kept/new/undo"):
+            tx.write(name, NEW[name])
+        for name in ("undo.old", "kept/old/undo"):
+            tx.remove(name)
         tx.commit({"adapter": "a"})
     return True
 
@@ -73,7 +80,9 @@ def prepare(disk: Disk, out: Path = OUT, files: dict[str, bytes] | None = None) 
         disk.close(place)
         place = inner
     for name, data in (files or {}).items():
-        file = disk.create(place, name)
+        *folders, plain = name.split("/")
+        with Places(disk, place, out) as places:
+            file = disk.create(places.handle(tuple(folders), make=True), plain)
         disk.write(file, 0, memoryview(data))
         disk.close(file)
     disk.close(place)

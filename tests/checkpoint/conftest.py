@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "contract"), str(HERE.parent / "operation")]
+sys.path[:0] = [str(HERE), str(HERE.parent / "contract"), str(HERE.parent / "operation"), str(HERE.parent / "exact")]
 
 
 @pytest.fixture

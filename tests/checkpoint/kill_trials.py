@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from commit_jobs import SHARDS
 
 from surgery.checkpoint import Transaction, read_receipt, recover
+from surgery.checkpoint.receipt import encode_receipt
 from surgery.errors import SurgeryError
 
 MARK = b"+"
@@ -139,7 +140,7 @@ def trial(name: str, out: Path, delay: float) -> set[str]:
     for shard in SHARDS:
         (first / shard).write_bytes(shard[:1].encode() * BODY)
     if first != out:
-        (first / "surgery-receipt.json").write_text('{"format": 1, "job": "0"}')
+        (first / "surgery-receipt.json").write_bytes(encode_receipt("0", {}, []))
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:

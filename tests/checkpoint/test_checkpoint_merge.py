@@ -14,7 +14,7 @@ from surgery import diff_checkpoints, load_adapter, merge_checkpoint, unmerge_ch
 from surgery.checkpoint import read_receipt
 
 FAMILIES = ("BertForMaskedLM", "GPT2LMHeadModel", "LlamaForCausalLM", "LlamaForCausalLM-tied", "MixtralForCausalLM")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

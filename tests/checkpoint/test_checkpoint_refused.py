@@ -101,7 +101,7 @@ def test_another_adapter_in_its_place_is_noticed(world: Path) -> None:
     kept = world / "merged" / "surgery" / "adapters" / "notes"
     shutil.rmtree(kept)
     shutil.copytree(world / "other", kept)
-    assert "changed since the merge" in refused(DriftError, world, unmerge=True)
+    assert "changed since it was written" in refused(DriftError, world, unmerge=True)
 
 
 def test_another_base_is_refused(world: Path) -> None:

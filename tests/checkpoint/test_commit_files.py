@@ -12,6 +12,7 @@ import pytest
 from commit_jobs import OLD, prepare
 
 from surgery.checkpoint import RECEIPT, Disk, Transaction, consistent, digest, read_receipt
+from surgery.checkpoint.journal import canonical
 from surgery.errors import CheckpointError, DiskError, StateError
 
 
@@ -230,6 +231,48 @@ def test_a_damaged_receipt_is_told(text: str, out: Path) -> None:
     with pytest.raises(CheckpointError, match="the receipt is damaged"), Transaction(out, "replace", job="j"):
         pass
     assert not (out / ".surgery").exists()
+
+
+def sealed(value: dict[str, object]) -> bytes:
+    return canonical({**value, "sha256": hashlib.sha256(canonical(value)).hexdigest()})
+
+
+def test_every_flipped_bit_of_a_receipt_is_noticed(out: Path) -> None:
+    with Transaction(out, "replace", job="é 1e-05") as tx:
+        tx.write("x", b"x")
+        tx.commit({"small": 1e-05, "é": None})
+    whole = (out / RECEIPT).read_bytes()
+    for bit in range(len(whole) * 8):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << (bit % 8)
+        (out / RECEIPT).write_bytes(data)
+        with pytest.raises(CheckpointError, match="the receipt"):
+            read_receipt(out)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        None, [], {"x": None}, {"x": {}}, {"x": {"size": "1", "sha256": None}}, {"x": {"size": 1, "sha256": 1}},
+        {"../x": {"size": 1, "sha256": None}}, {"/x": {"size": 1, "sha256": None}},
+    ],
+    ids=range(8),
+)  # fmt: skip
+def test_a_receipt_that_a_stranger_sealed(files: object, out: Path) -> None:
+    value: dict[str, object] = {"format": 1, "job": "j", "files": files}
+    (out / RECEIPT).write_bytes(sealed(value))
+    with pytest.raises(CheckpointError, match=r"the receipt is damaged: its list|is no name of a file"):
+        read_receipt(out)
+
+
+def test_a_receipt_with_a_key_twice_or_written_otherwise(out: Path) -> None:
+    whole = sealed({"format": 1, "job": "j", "files": {}})
+    (out / RECEIPT).write_bytes(whole)
+    assert read_receipt(out) == {"format": 1, "job": "j", "files": {}}
+    for other in (whole.replace(b'"job"', b'"job": "k", "job"'), whole + b" ", b"\xef\xbb\xbf" + whole):
+        (out / RECEIPT).write_bytes(other)
+        with pytest.raises(CheckpointError, match="the receipt is damaged"):
+            read_receipt(out)
 
 
 def test_a_receipt_of_the_future(out: Path) -> None:

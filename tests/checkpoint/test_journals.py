@@ -50,7 +50,7 @@ def test_an_interrupted_commit_is_finished() -> None:
         done = recover(OUT, disk=disk)
         assert done.action == "finished"
         assert done.job == "merge a"
-        assert str(done) == "finished the commit of job merge a: 6 files are in place"
+        assert str(done) == "finished the commit of job merge a: 8 files are in place"
         assert without_receipt(content(disk)) == NEW
         assert str(recover(OUT, disk=disk)) == "nothing to recover"
 
@@ -79,7 +79,8 @@ LAST = [RECEIPT, "1-9", 3, ""]
 HOSTILE = [
     [], {}, {"moves": []}, {"job": "j"}, {"job": "j", "moves": []}, {"job": 1, "moves": [LAST]}, {"job": "j", "moves": 5},
     *({"job": "j", "moves": [move, LAST]} for move in (
-        None, [], ["a"], [1, "1-1", 0, ""], ["../a", "1-1", 0, ""], ["/etc/passwd", "1-1", 0, ""], ["a/b", "1-1", 0, ""],
+        None, [], ["a"], [1, "1-1", 0, ""], ["../a", "1-1", 0, ""], ["/etc/passwd", "1-1", 0, ""], ["a/../b", "1-1", 0, ""], ["a//b", "1-1", 0, ""], [".surgery/b", "1-1", 0, ""],
+        [f"{RECEIPT}/b", "1-1", 0, ""], ["/".join("a" * 9), "1-1", 0, ""],
         ["a", "../x", 0, ""], ["a", "1-1", -1, ""], ["a", "1-1", True, ""], ["a", "1-1", 1.5, ""], ["a", "1-1", 0, "x"],
         [".surgery", "1-1", 0, ""], ["a", "1-9", 0, ""], LAST, [RECEIPT, "", 0, ""], ["a", JOURNAL, 0, ""],
     )),

@@ -127,7 +127,7 @@ def test_what_a_patch_does(tmp_path: Path) -> None:
     prepare(Disk(), out, OLD)
     inode = (out / SHARDS[0]).stat().st_ino
     assert patch(Disk(), out)
-    assert without_receipt({path.name: path.read_bytes() for path in out.iterdir()}) == NEW
+    assert without_receipt({str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}) == NEW
     assert (out / SHARDS[0]).stat().st_ino == inode
     assert not patch(Disk(), out)
 
@@ -288,10 +288,10 @@ def test_what_is_not_patched(kind: str, tmp_path: Path) -> None:
         name = "../blob"
     elif kind != "gone":
         name, offset = SHARDS[0], len(OLD[SHARDS[0]]) - 1 if kind == "long" else -1
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    before = {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
     with pytest.raises((CheckpointError, StateError)), Transaction(out, "replace", job="j") as tx:
         tx.patch([(name, offset, b"ab")], b"old")
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
     assert (tmp_path / "blob").read_bytes() == b"shared by many"
     with pytest.raises(StateError, match="nothing to patch"), Transaction(tmp_path / "new", "new", job="j") as tx:
         tx.patch([], b"")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import pytest
 from commit_disks import HookedMemory, Killed
@@ -11,6 +12,7 @@ from commit_power import Explorer, Job, Recording, content
 from memory_disk import Node
 
 from surgery.checkpoint import RECEIPT, recover
+from surgery.errors import SurgeryError
 
 MODELS = pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "unordered"])
 JOBS = {"replace": (merge, OLD, NEW), "new": (build, {}, FRESH)}
@@ -192,4 +194,80 @@ MUTANTS: list[tuple[type[Recording], str, bool]] = [
 def test_mutants_of_the_protocol_die(mutant: type[Recording], mode: str, ordered: bool) -> None:
     job: Job
     job, before, after = JOBS[mode]
-    assert Explorer(job, before, after, ordered, mutant, samples=8).kills()
+    assert Explorer(job, before, after, ordered, mutant, samples=4).kills()
+
+
+class LeavesOneOut(Recording):
+    """The syncs or renames whose numbers are in `left_out` do nothing."""
+
+    left_out: frozenset[int] = frozenset()
+
+    def __init__(self, ordered: bool = True) -> None:
+        super().__init__(ordered)
+        self.steps: list[str] = []
+        self.settled: dict[int, Node] = {}
+
+    def _is_taken(self, step: str) -> bool:
+        self.steps.append(step)
+        return len(self.steps) - 1 not in self.left_out
+
+    def settle(self, node: Node) -> None:
+        self.settled[len(self.steps)] = node
+        if self._is_taken("sync"):
+            super().settle(node)
+
+    def rename(self, folder, name, to_folder, to_name):
+        if self._is_taken("rename"):
+            super().rename(folder, name, to_folder, to_name)
+
+
+def a_forgotten_journal_comes_back(kind: type[Recording]) -> bool:
+    """Whether it does, to files that others have changed since."""
+    disk = kind(False)
+    prepare(disk, files=OLD)
+    disk.all_durable()
+    merge(disk)
+    node = disk.root.entries["models"].entries["out"].entries["a.safetensors"]
+    disk.twins[node].data[:] = node.data[:] = b"edited since"
+    for state in disk.after_power_cut(random.Random(0), 8):
+        try:
+            recover(OUT, disk=state)
+        except SurgeryError:
+            return True
+        if content(state)["a.safetensors"] != b"edited since":
+            return True
+    return False
+
+
+def nodes(root: Node) -> Iterator[Node]:
+    yield root
+    for node in root.entries.values():
+        yield from nodes(node)
+
+
+def within(disk: Recording, name: str) -> set[int]:
+    out = disk.root.entries["models"].entries["out"]
+    return {id(node) for node in nodes(out.entries[name]) if node.is_folder}
+
+
+@pytest.mark.parametrize("mode", JOBS)
+def test_every_single_sync_and_rename_is_needed(mode: str) -> None:
+    job, before, after = JOBS[mode]
+    whole = LeavesOneOut(False)
+    prepare(whole, files=before or None)
+    first, inner = len(whole.steps), within(whole, "kept") if mode == "replace" else set()
+    job(whole)
+    assert set(whole.steps) == {"sync", "rename"}
+    assert not a_forgotten_journal_comes_back(LeavesOneOut)
+    needed = [{number} for number in range(first, len(whole.steps))]
+    if mode == "replace":
+        # Folders within are synced by whoever finishes, whether this commit or an interrupted one changed their entries,
+        # and once more where one of them goes: some of these syncs are needed, not each.
+        inner |= within(whole, "kept")
+        spare = {number for number, node in whole.settled.items() if id(node) in inner and number >= first}
+        assert 2 <= len(spare) <= 5
+        needed = [one for one in needed if not one & spare] + [spare]
+    for numbers in needed:
+        mutant = type("Mutant", (LeavesOneOut,), {"left_out": frozenset(numbers)})
+        is_caught = Explorer(job, before, after, False, mutant, samples=4).kills()
+        assert is_caught or a_forgotten_journal_comes_back(mutant), [(n, whole.steps[n]) for n in numbers]

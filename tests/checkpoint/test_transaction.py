@@ -11,6 +11,7 @@ import pytest
 from commit_jobs import NEW, OLD, SHARDS, merge, prepare
 
 from surgery.checkpoint import RECEIPT, Disk, Transaction, consistent, read_receipt, recover, refuse_shared
+from surgery.checkpoint.receipt import encode_receipt
 from surgery.errors import CheckpointError, StateError
 
 
@@ -89,7 +90,7 @@ def test_what_is_there_is_not_lost(there: str, tmp_path: Path) -> None:
         out.mkdir()
         (out / "x").write_text("mine")
         if there == "other job":
-            (out / RECEIPT).write_text('{"format": 1, "job": "other"}')
+            (out / RECEIPT).write_bytes(encode_receipt("other", {}, []))
     with pytest.raises(CheckpointError, match="output exists") as caught, Transaction(out, "new", job="j"):
         pass
     assert "choose another" in caught.value.hint
@@ -156,7 +157,7 @@ def test_without_commit_nothing_happened(out: Path) -> None:
         raise KeyError
     with pytest.raises(StateError, match="the transaction is not open"):
         tx.create("x", 1)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == OLD
+    assert {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()} == OLD
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
@@ -288,4 +289,29 @@ def test_a_file_is_written_once(out: Path) -> None:
             file.write_at(0, b"y")
             tx.create("y", 1)
         with pytest.raises(CheckpointError, match="no name of a file in this folder"):
-            tx.create("in/folder", 1)
+            tx.create("in/../folder", 1)
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_no_file_is_put_or_removed_behind_a_link(kind: str, out: Path, tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "x").write_bytes(b"of many")
+    if kind == "link":
+        (out / "in").symlink_to(tmp_path / "shared")
+    else:
+        (out / "in").write_bytes(b"")
+    with Transaction(out, "replace", job="j") as tx:
+        for act in (lambda: tx.create("in/x", 1), lambda: tx.remove("in/x")):
+            with pytest.raises(CheckpointError, match=f"a {kind} is where a folder belongs"):
+                act()
+    assert (tmp_path / "shared" / "x").read_bytes() == b"of many"
+
+
+def test_a_folder_goes_with_its_last_file_only(out: Path) -> None:
+    (out / "kept" / "mine").write_bytes(b"mine")
+    merge(Disk(), out)
+    assert sorted(str(path.relative_to(out / "kept")) for path in (out / "kept").rglob("*")) == [
+        "mine",
+        "new",
+        "new/undo",
+    ]

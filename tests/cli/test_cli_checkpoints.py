@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from cli_support import Run
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture
@@ -67,3 +68,41 @@ def test_exit_codes(world: Path, invoke: Run) -> None:
     assert invoke("verify", "tuned").code == 7
     assert invoke("unmerge", "tuned", "-o", "out").code == 7
     assert not (world / "out").exists()
+
+
+def test_in_place(world: Path, invoke: Run) -> None:
+    before = (world / "base" / "model.safetensors").read_bytes()
+    for words in (("merge", "base", "notes"), ("unmerge", "base")):
+        both = invoke(*words, "-o", "out", "--in-place")
+        assert (both.code, "not to both" in both.err) == (6, True)
+        neither = invoke(*words)
+        assert (neither.code, "--in-place" in neither.err) == (6, True)
+    assert invoke("merge", "base", "notes", "--in-place").out.startswith("merged notes into")
+    assert invoke("merge", "base", "notes", "--in-place").out == "base already holds notes\n"
+    assert invoke("verify", "base").out.startswith("right: 2 tensors")
+    result = invoke("unmerge", "base", "--in-place")
+    assert "this is the base, bit for bit" in result.out
+    assert "next: surgery verify base" in result.err
+    assert invoke("unmerge", "base", "--in-place").out.startswith("base was unmerged before")
+    assert (world / "base" / "model.safetensors").read_bytes() == before
+    assert sorted(path.name for path in (world / "base").iterdir()) == ["model.safetensors", "surgery-receipt.json"]
+
+
+def test_another_dtype(world: Path, invoke: Run) -> None:
+    assert invoke("merge", "base", "notes", "-o", "out", "--dtype", "float8").code == 2
+    refused = invoke("merge", "base", "notes", "-o", "out", "--dtype", "float16")
+    assert (refused.code, "--undo copy" in refused.err) == (6, True)
+    assert invoke("merge", "base", "notes", "-o", "out", "--dtype", "float32").out.startswith("merged notes into")
+    assert {tensor.dtype for tensor in load_file(world / "out" / "model.safetensors").values()} == {torch.float32}
+    assert "this is the base" in invoke("unmerge", "out", "-o", "back").out
+    assert (world / "back" / "model.safetensors").read_bytes() == (world / "base" / "model.safetensors").read_bytes()
+
+
+def test_engines(world: Path, invoke: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert invoke("merge", "base", "notes", "-o", "out", "--engine", "cluster").code == 2
+    assert invoke("merge", "base", "notes", "-o", "out", "--engine", "local", "--jobs", "1").code == 0
+    assert invoke("merge", "base", "notes", "-o", "threads").code == 0
+    assert (world / "out" / "model.safetensors").read_bytes() == (world / "threads" / "model.safetensors").read_bytes()
+    monkeypatch.setitem(sys.modules, "ray", None)
+    missing = invoke("merge", "base", "notes", "-o", "more", "--engine", "ray")
+    assert (missing.code, "pip install" in missing.err) == (6, True)

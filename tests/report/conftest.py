@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "study"))
 from stub import Stub, text_registry
 from synthetic import make_study
 
+from surgery.engine.scheduler import InProcess
 from surgery.study import Comparison, StudySpec, compare
-from surgery.study.scheduler import InProcess
 
 Finish = Callable[[Path, StudySpec], Comparison]
 

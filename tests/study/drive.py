@@ -11,8 +11,8 @@ if __name__ == "__main__":
     from stub import Stub, text_registry
     from synthetic import make_study
 
+    from surgery.engine.scheduler import InProcess, LocalPool
     from surgery.study import compare
-    from surgery.study.scheduler import InProcess, LocalPool
 
     folder, log, seconds, workers = sys.argv[1:]
     engine = LocalPool(int(workers)) if int(workers) > 1 else InProcess()

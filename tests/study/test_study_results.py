@@ -16,10 +16,10 @@ import pytest
 from stub import Stub, text_registry
 from synthetic import make_study
 
+from surgery.engine.scheduler import InProcess
 from surgery.errors import StateError
 from surgery.study import Comparison, StudySpec, compare, read_comparison
 from surgery.study.results import RESULTS, STUDY, Results, read_records, without_timings
-from surgery.study.scheduler import InProcess
 
 KILLS = 2
 IDENTITY = {"hash": "a" * 64, "name": "one", "spec": {"margin": 0.01}}

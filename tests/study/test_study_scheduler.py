@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from surgery.engine.scheduler import InProcess, LocalPool, Scheduler, local_engine, width
 from surgery.errors import Problem, SurgeryError, TrainingError
-from surgery.study.scheduler import InProcess, LocalPool, Scheduler, local_engine, width
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def test_ctrl_c_stops_at_once() -> None:
 
 
 def test_width_is_bounded_by_jobs_cores_and_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("surgery.study.scheduler._free_bytes", lambda: 10 << 30)
+    monkeypatch.setattr("surgery.engine.scheduler._free_bytes", lambda: 10 << 30)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     assert width(3, 1 << 30) == 3
     assert width(100, 1 << 20) == 8

@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 
 from surgery.errors import Problem, SurgeryError, TrainingError
 
-__all__ = ["InProcess", "LocalPool", "Scheduler", "Titled", "local_engine", "named", "width"]
+__all__ = ["InProcess", "JobT", "LocalPool", "ResultT", "Scheduler", "Titled", "local_engine", "named", "width"]
 
 
 class Titled(Protocol):
@@ -32,7 +32,7 @@ ResultT = TypeVar("ResultT")
 
 
 class Scheduler(Protocol):
-    """What a study needs of an engine."""
+    """What studies and merges need of an engine."""
 
     def map(self, work: Callable[[JobT], ResultT], jobs: Sequence[JobT]) -> Iterator[tuple[JobT, ResultT]]:
         """Yield each job with its result, in whatever order they finish.
@@ -165,7 +165,7 @@ def named(job: Titled, error: Exception) -> SurgeryError:
             for problem in error.problems
         ]
         return type(error).of(problems)
-    hint = "finished cells are kept; run the same command again after the repair"
+    hint = "what is finished is kept; run the same command again after the repair"
     return TrainingError(f"{type(error).__name__}: {error}", job.title, hint)
 
 
@@ -173,7 +173,7 @@ def _died(titles: list[str]) -> TrainingError:
     return TrainingError(
         "a worker process died without a word; most often the system stopped it for want of memory",
         "; ".join(titles),
-        "finished cells are kept; run the same command again, with fewer --workers",
+        "what is finished is kept; run the same command again, with fewer workers",
     )
 
 
