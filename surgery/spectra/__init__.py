@@ -7,16 +7,20 @@ from surgery.spectra.matrix import Matrix, matrices_of_models, matrices_of_opera
 from surgery.spectra.measure import Figures, MatrixChange, Settings, measure, measure_all, medians
 from surgery.spectra.ranks import entropy_rank, numerical_rank, rank_for_energy, stable_rank
 from surgery.spectra.subspaces import expected_overlap, overlap, overlaps
+from surgery.spectra.together import Directions, MatrixOverlap, directions, measure_overlaps
 
 __all__ = [
     "Decomposition",
+    "Directions",
     "Figures",
     "Intruders",
     "Matrix",
     "MatrixChange",
+    "MatrixOverlap",
     "Settings",
     "decompose",
     "decompose_product",
+    "directions",
     "entropy_rank",
     "expected_overlap",
     "intruders",
@@ -25,6 +29,7 @@ __all__ = [
     "matrices_of_operation",
     "measure",
     "measure_all",
+    "measure_overlaps",
     "medians",
     "numerical_rank",
     "overlap",
