@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from surgery.spec import Options as Options
     from surgery.spec import Rule as Rule
     from surgery.spec import Spec as Spec
+    from surgery.spectra.extraction import extract as extract
     from surgery.training import train as train
 
 _DOOR = {
@@ -80,6 +81,7 @@ _DOOR = {
     "add_update": "surgery.adapter.parts",
     "compare": "surgery.report:compare_and_report",
     "diff_checkpoints": "surgery.checkpoint.diff",
+    "extract": "surgery.spectra.extraction",
     "hookimpl": "surgery.registry",
     "load_adapter": "surgery.operation",
     "load_registry": "surgery.registry",

@@ -17,6 +17,7 @@ from surgery.cli import (
     check,
     compare,
     diff,
+    extract,
     inspect,
     merge,
     plan,
@@ -77,6 +78,7 @@ for _verb, _examples, _summary in (
     (unmerge.unmerge, unmerge.EXAMPLES, "Take them out again, bit for bit."),
     (verify.verify, verify.EXAMPLES, "Is a checkpoint what its receipt says?"),
     (diff.diff, diff.EXAMPLES, "How do two checkpoints differ?"),
+    (extract.extract, extract.EXAMPLES, "Make an adapter of a full fine-tune."),
     (plugins.plugins, plugins.EXAMPLES, "What is installed?"),
     (schema.schema, schema.EXAMPLES, "Print the JSON Schema of a spec, for editors."),
 ):

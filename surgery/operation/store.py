@@ -28,7 +28,15 @@ from surgery.planning.plan import INFERRED
 from surgery.registry import Registry
 from surgery.spec import Spec, parse_spec
 
-__all__ = ["CONFIG_FILE", "TENSOR_FILE", "load_tensors", "read_config", "refuse_missing_plugins", "save_adapter"]
+__all__ = [
+    "CONFIG_FILE",
+    "TENSOR_FILE",
+    "adapter_files",
+    "load_tensors",
+    "read_config",
+    "refuse_missing_plugins",
+    "save_adapter",
+]
 
 CONFIG_FILE = "adapter.json"
 TENSOR_FILE = "adapter.safetensors"
@@ -54,9 +62,32 @@ def save_adapter(body: Body, registry: Registry, folder: Path, name: str, *, ove
             hint = "choose another, or say overwrite=True" if is_adapter else "choose another, or remove it"
             raise CheckpointError("the folder exists and is not empty", str(folder), hint)
     tensors = {_key(site, local): tensor for site, local, tensor in _tensors(body, name)}
+    changes = None
     plan = body.plans[name]
+    if any(edit.tied == "untie" for edit in plan.edits) and body.loosened:
+        changes = {one.path: {FLAG: False} for one in body.loosened}
+    write_folder(folder, adapter_files(plan, registry, tensors, fingerprint(body, name), changes))
+    return folder
+
+
+def adapter_files(
+    plan: Plan,
+    registry: Registry,
+    tensors: Mapping[str, torch.Tensor],
+    base: Mapping[str, Mapping[str, Any]],
+    changes: Mapping[str, Any] | None = None,
+) -> dict[str, bytes]:
+    """Return name -> bytes of the files that make up an adapter folder.
+
+    Args:
+        plan: what the adapter is of.
+        registry: whose plugins made it.
+        tensors: `site/local name` -> tensor.
+        base: fingerprint of the base.
+        changes: what the configuration says while the adapter is on.
+    """
     used = {edit.adapter for edit in plan.edits}
-    config = {
+    config: dict[str, Any] = {
         "format": _FORMAT,
         "spec": json.loads(plan.spec.canonical_json()),
         "plan_hash": plan.hash,
@@ -68,17 +99,15 @@ def save_adapter(body: Body, registry: Registry, folder: Path, name: str, *, ove
             for adapter in sorted(used)
         },
         "architecture": plan.architecture,
-        "base": fingerprint(body, name),
+        "base": base,
     }
-    if any(edit.tied == "untie" for edit in plan.edits) and body.loosened:
-        config[_CHANGES] = {one.path: {FLAG: False} for one in body.loosened}
+    if changes is not None:
+        config[_CHANGES] = changes
     contiguous = {key: tensor.detach().to("cpu").contiguous() for key, tensor in sorted(tensors.items())}
     data = serialise(contiguous, metadata={"format": "pt"})
     config["tensors_sha256"] = hashlib.sha256(data).hexdigest()
     text = json.dumps(config, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
-    files = {CONFIG_FILE: text.encode(), TENSOR_FILE: data}
-    write_folder(folder, files)
-    return folder
+    return {CONFIG_FILE: text.encode(), TENSOR_FILE: data}
 
 
 def _holds_an_adapter(folder: Path) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from surgery.report import numbers
 from surgery.report.palette import Look, looks
+from surgery.report.weights import WeightTable, weight_table
 from surgery.study import Comparison, Row, Summary
 from surgery.study.audit import Check
 from surgery.study.record import memory_total
@@ -74,6 +75,7 @@ class View:
     columns: tuple[str, ...]
     rows: tuple[TableRow, ...]
     table_caption: str
+    weights: WeightTable
     checks: tuple[Check, ...]
     notes: tuple[str, ...]
     tables: tuple[Numbers, ...]
@@ -91,6 +93,8 @@ _TITLES = {
     "runs": "One line per run",
     "learning_rates": "Learning rates",
     "curves": "Loss curves",
+    "weights": "What changed in the weights: medians over matrices",
+    "matrices": "What changed in the weights: every matrix",
     "checks": "Checklist",
 }
 
@@ -122,6 +126,7 @@ def view(comparison: Comparison) -> View:
         columns=_columns(summary, unit),
         rows=tuple(_row(summary, row, unit, colours[row.arm]) for row in summary.rows),
         table_caption=_caption(summary),
+        weights=weight_table(comparison),
         checks=summary.checks,
         notes=summary.notes,
         tables=_tables(tables(summary, comparison.records)),

@@ -32,6 +32,7 @@ class Cell:
         trains: False for the untouched base model, which is only evaluated.
         forgetting: text whose loss is measured before and after, in the final phase.
         probe: how many validation examples measure the change by merging.
+        weights: whether it is measured what changed in the weights.
     """
 
     arm: str
@@ -42,6 +43,7 @@ class Cell:
     trains: bool = True
     forgetting: DataSpec | None = None
     probe: int = 32
+    weights: bool = False
 
     @cached_property
     def key(self) -> str:
@@ -56,6 +58,7 @@ class Cell:
             "trains": self.trains,
             "forgetting": None if self.forgetting is None else self.forgetting.model_dump(mode="json"),
             "probe": self.probe,
+            "weights": self.weights,
         }
         text = json.dumps(decided, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -129,11 +132,11 @@ def _built(study: StudySpec, arm: str, phase: Phase, seed: int, rate: float, rul
     )
     # Forgetting belongs to the report; tuning must stay cheap.
     forgetting = study.forgetting.data if study.forgetting and phase == "final" else None
-    return Cell(arm, phase, seed, rate, spec, True, forgetting, study.probe)
+    return Cell(arm, phase, seed, rate, spec, True, forgetting, study.probe, phase == "final" and study.looks_at(seed))
 
 
 def _untouched(study: StudySpec) -> Cell:
     """The base model as it is: nothing to train, so one seed says everything."""
     first = next(iter(study.arms))
     like = _cell(study, first, "final", study.seeds[0], study.arms[first].learning_rate[0])
-    return replace(like, arm=FROZEN, rate=0.0, trains=False)
+    return replace(like, arm=FROZEN, rate=0.0, trains=False, weights=False)

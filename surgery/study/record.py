@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 # Pydantic needs this one before Python 3.12, and depends on it itself.
+from typing import Any, NotRequired
+
 from typing_extensions import TypedDict
 
 __all__ = [
@@ -111,7 +113,10 @@ class Timing(TypedDict):
 
 
 class CellRecord(TypedDict):
-    """One finished cell. Equal cells give equal records, `timing` and `machine` aside."""
+    """One finished cell. Equal cells give equal records, `timing` and `machine` aside.
+
+    `weights` holds what changed in each matrix (`surgery.spectra.MatrixChange`), where the study asks for it.
+    """
 
     key: str
     arm: str
@@ -140,3 +145,4 @@ class CellRecord(TypedDict):
     versions: dict[str, str]
     timing: Timing
     machine: dict[str, str | int]
+    weights: NotRequired[list[dict[str, Any]]]

@@ -20,6 +20,7 @@ from surgery.errors import CheckpointError, DataError
 from surgery.registry import Registry
 from surgery.study.cells import Cell
 from surgery.study.record import Budget, CellRecord, CurvePoint, Lost, Majority, Memory, Timing
+from surgery.study.weights import changed_weights
 
 if TYPE_CHECKING:
     from surgery.operation import Operation
@@ -106,6 +107,8 @@ def _trained(cell: Cell, session: Session, known: Session | None, folder: Path) 
         if known is not None:
             after = _loss(evaluate(known, _known_split(known)))
             record["forgetting"] = Lost(before=None, after=after)
+        if cell.weights and not record["diverged"]:
+            record["weights"] = changed_weights(operation)
         record["checkpoint_bytes"], record["checkpoint"] = _saved(operation, folder / ADAPTERS / cell.folder)
         merge = None if record["diverged"] else snapshot.round_trip(session, operation, cell.probe)
     if merge is not None:

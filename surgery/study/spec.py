@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import InitErrorDetails
@@ -125,6 +125,9 @@ class StudySpec(StrictModel):
     forgetting: Forgetting | None = Field(None, description="Text whose loss is measured before and after.")
     resamples: int = Field(10_000, ge=1000, le=1_000_000, description="Draws of the bootstrap.")
     probe: int = Field(32, gt=0, le=4096, description="Validation examples on which merging is measured.")
+    weights: Literal["first", "all", "none"] = Field(
+        "first", description="On which seeds it is measured what changed in the weights: the first, all, or none."
+    )
 
     @classmethod
     def _cross_check(cls, data: Mapping[str, Any], context: Any) -> list[InitErrorDetails]:
@@ -146,6 +149,10 @@ class StudySpec(StrictModel):
     def hash(self) -> str:
         """sha256 of the canonical JSON."""
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+    def looks_at(self, seed: int) -> bool:
+        """Whether it is measured what changed in the weights of a final run on `seed`."""
+        return self.weights == "all" or (self.weights == "first" and seed == self.seeds[0])
 
     def label(self, arm: str) -> str:
         """Return how tables and plots call `arm`, the rows of the study's own included."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from surgery.study.record import CellRecord
 from surgery.study.results import write_atomically
 from surgery.study.statistics import Estimate, Interval
 from surgery.study.summary import Row, Summary
+from surgery.study.weights import FIGURES, measured, weight_medians
 
 __all__ = ["Table", "tables", "write_tables"]
 
@@ -22,7 +23,7 @@ Table: TypeAlias = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 def tables(summary: Summary, records: Sequence[CellRecord]) -> dict[str, Table]:
     """Return file name (without .csv) -> table. Units stand in the column names."""
-    return {
+    found = {
         "arms": _texts([_arm(row) for row in summary.rows]),
         "runs": _texts([_run(record) for record in records]),
         "learning_rates": _texts(
@@ -48,6 +49,10 @@ def tables(summary: Summary, records: Sequence[CellRecord]) -> dict[str, Table]:
         ),
         "checks": _texts([{"check": c.name, "status": c.status, "detail": c.detail} for c in summary.checks]),
     }
+    if any("weights" in record for record in records):
+        found["weights"] = _texts([{"arm": arm, **row} for arm, row in weight_medians(records).items()])
+        found["matrices"] = _texts([_matrix(record, matrix) for record, matrix in measured(records)])
+    return found
 
 
 def write_tables(folder: Path, summary: Summary, records: Sequence[CellRecord]) -> tuple[Path, ...]:
@@ -128,6 +133,19 @@ def _run(record: CellRecord) -> dict[str, Value]:
         "diverged": record["diverged"],
         "seconds": record["timing"]["total"],
         "cell": record["key"],
+    }
+
+
+def _matrix(record: CellRecord, matrix: Mapping[str, Any]) -> dict[str, Value]:
+    own = ("name", "role", "stack", "layer", "expert", "relative_norm", "rank")
+    return {
+        "arm": record["arm"],
+        "seed": record["seed"],
+        **{name: matrix[name] for name in own},
+        "fan_out": matrix["shape"][0],
+        "fan_in": matrix["shape"][1],
+        **{figure: matrix["found"][figure] for figure in FIGURES},
+        **{f"random_{figure}": matrix["control"][figure] for figure in FIGURES},
     }
 
 

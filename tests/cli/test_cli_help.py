@@ -22,6 +22,7 @@ VERBS = (
     "unmerge",
     "verify",
     "diff",
+    "extract",
     "plugins",
     "schema",
 )

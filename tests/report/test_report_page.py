@@ -38,7 +38,15 @@ def test_every_number_of_every_csv_file_stands_in_the_report(comparison: Compari
     cells = re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", page)
     shown = {html.unescape(cell) for cell in cells}
     files = sorted((comparison.folder / "tables").glob("*.csv"))
-    assert [path.stem for path in files] == ["arms", "checks", "curves", "learning_rates", "runs"]
+    assert [path.stem for path in files] == [
+        "arms",
+        "checks",
+        "curves",
+        "learning_rates",
+        "matrices",
+        "runs",
+        "weights",
+    ]
     for path in files:
         with path.open(encoding="utf-8", newline="") as file:
             for row in csv.reader(file):
@@ -46,7 +54,7 @@ def test_every_number_of_every_csv_file_stands_in_the_report(comparison: Compari
 
 
 def test_the_verdicts_come_first_then_table_plots_fairness_details(comparison: Comparison, page: str) -> None:
-    places = [page.index(f'id="{name}"') for name in ("verdicts", "table", "plots", "fairness", "details")]
+    places = [page.index(f'id="{name}"') for name in ("verdicts", "table", "plots", "weights", "fairness", "details")]
     assert places == sorted(places)
     text = words(page)
     for told in comparison.sentences:
@@ -56,7 +64,19 @@ def test_the_verdicts_come_first_then_table_plots_fairness_details(comparison: C
 
 def test_the_rows_that_every_study_has_are_there(page: str) -> None:
     rows = re.findall(r'<th scope="row">.*?</span>(.*?)<', page)
-    assert rows == ["full tuning", "LoRA, all linears, r=8", "bias only", "frozen + head", "majority class"]
+    arms = ["full tuning", "LoRA, all linears, r=8", "bias only"]
+    assert rows == [*arms, "frozen + head", "majority class", *arms]  # of all arms, and of their weights
+
+
+def test_what_changed_in_the_weights_stands_beside_its_control(page: str) -> None:
+    section = page[page.index('id="weights"') : page.index('id="fairness"')]
+    parts = [row.partition("</tr>")[0] for row in section.split("<tr>")[2:]]
+    rows = {row.split("</th>")[0].rpartition(">")[2]: words(row) for row in parts}
+    # matrices, |dW|/|W|, rank, then figures with those of random changes: medians over six layers
+    assert "6 5.6 % 384 96 random 192 194 random 346 129 random 193 0.04 random 0.04 0 random 0" in rows["full tuning"]
+    assert "6 5.6 % 8 2 random 4 6.5 random 7.2 3 random 5" in rows["LoRA, all linears, r=8"]
+    assert rows["bias only"].split()[2:] == ["0", *["–"] * 8]
+    assert "on 1 seed." in words(section)
 
 
 def test_every_plot_has_a_title_a_caption_with_seeds_and_a_description(page: str) -> None:

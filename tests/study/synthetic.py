@@ -18,6 +18,7 @@ SIZES = {"full": 22_565_376, "lora": 331_776, "bias": 25_728, FROZEN: 0}
 TRUTH = {"full": 0.62, "lora": 0.615, "bias": 0.55, FROZEN: 0.45}
 HEAD = 3080
 FORGET = True
+RANKS = {"full": (384,), "lora": (8,)}
 
 
 def make_study(seeds: int = 5, grid: bool = True, **changes: Any) -> StudySpec:
@@ -136,7 +137,19 @@ def make_record(cell: Cell, items: int = 800, classes: int = 8, **changes: Any) 
         },
         "machine": {"cores": 2, "processor": "x86_64", "system": "Linux"},
     }
+    if cell.weights:
+        record["weights"] = [make_matrix(layer, rank) for layer in range(6) for rank in RANKS.get(cell.arm, ())]
     return {**record, **changes}
+
+
+def make_matrix(layer: int, rank: int) -> dict[str, Any]:
+    """What changed in one matrix, as `surgery.spectra` says it."""
+    figures = {"top_ratio": 0.04, "intruders": 0, "intruders_undecided": 0, "intruder_energy": 0.0}
+    one = {"stable_rank": rank / 4, "entropy_rank": rank / 2 + layer, "rank_for_energy": 1 + rank // 3, **figures}
+    other = {"stable_rank": rank / 2, "entropy_rank": rank * 0.9, "rank_for_energy": 1 + rank // 2, **figures}
+    own = {"name": f"layer.{layer}.query.weight", "role": "attention.query", "stack": "encoder", "layer": layer}
+    change = {"expert": None, "shape": [384, 384], "relative_norm": 0.016 * (layer + 1), "rank": rank, "missed": 0.0}
+    return {**own, **change, "found": one, "control": other}
 
 
 def make_records(study: StudySpec, items: int = 800) -> list[dict[str, Any]]:

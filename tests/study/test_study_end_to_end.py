@@ -11,6 +11,7 @@ import pytest
 
 from surgery.errors import PlanError, SpecError
 from surgery.registry import Registry, load_registry
+from surgery.report import build_report
 from surgery.study import Comparison, StudySpec, compare
 from surgery.study.results import without_timings
 
@@ -174,6 +175,20 @@ def test_merging_and_back_leaves_every_bit(compared: Comparison) -> None:
             assert record["merge"]["elements"] > 5000
             assert record["merge"]["logit_change"] is not None
             assert record["merge"]["logit_change"] < 1e-4
+
+
+def test_what_changed_in_the_weights_is_measured_on_the_first_seed(compared: Comparison) -> None:
+    looked = {(r["arm"], r["seed"]): r["weights"] for r in compared.records if "weights" in r}
+    assert set(looked) == {("frozen", 1), ("full", 1), ("lora", 1)}
+    assert looked["frozen", 1] == []
+    roles = {matrix["role"] for matrix in looked["full", 1]}
+    assert roles >= {"attention.query", "attention.output", "mlp.up", "mlp.down"}
+    assert not [role for role in roles if role.startswith(("head.", "embedding."))]
+    assert {matrix["rank"] for matrix in looked["lora", 1]} == {2}
+    for matrix in looked["lora", 1]:
+        assert 0 < matrix["relative_norm"] < 10
+        assert 1 <= matrix["found"]["entropy_rank"] <= 2
+    assert 'id="weights"' in build_report(compared.folder).read_text("utf-8")
 
 
 def test_the_saved_adapter_is_the_one_that_was_scored(compared: Comparison, registry: Registry) -> None:
