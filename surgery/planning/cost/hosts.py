@@ -85,10 +85,10 @@ class Host:
         tape.part = part
         return output
 
-    def norm(self, tape: Tape, x: Value) -> Value:
-        """Put a norm on the tape; one without a bias is taken for an RMS norm."""
+    def norm(self, tape: Tape, x: Value, *, plain: bool) -> Value:
+        """Put a norm on the tape; one without a bias is an RMS norm, unless all are `plain` layer norms."""
         trained = bool(self.trained)
-        return tape.layer_norm(x, trained=trained) if self.has_bias else tape.rms_norm(x, trained=trained)
+        return tape.layer_norm(x, trained=trained) if self.has_bias or plain else tape.rms_norm(x, trained=trained)
 
 
 def hosts_of(plan: Plan, sites: Iterable[Site], work: Callable[[Edit], Work | None]) -> Mapping[str, Host]:

@@ -33,7 +33,20 @@ FUNCTIONS: Mapping[str, Function] = {
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Numbers of one model. `groups` is the number of heads of keys and values."""
+    """Numbers of one model.
+
+    Attributes:
+        layers: how many are computed, where it is said.
+        heads, groups, head_width: heads of queries, of keys and values, and the numbers of one, where it is said.
+        function: of the MLP.
+        embedding_dropout, attention_dropout, residual_dropout, head_dropout: probabilities.
+        rotary: whether queries and keys are turned by position.
+        parallel: whether attention and MLP read the same state, each through a norm of its own.
+        plain_norms: whether norms without a bias are layer norms all the same.
+        written_out: whether attention is not left to one kernel.
+    """
+
+    layers: int | None
 
     heads: int
     groups: int
@@ -44,6 +57,8 @@ class Settings:
     residual_dropout: float
     head_dropout: float
     rotary: bool
+    parallel: bool
+    plain_norms: bool
     written_out: bool
 
 
@@ -63,6 +78,7 @@ def settings_of(found: Inventory) -> Settings:
     hidden = _share(table, "hidden_dropout_prob", "resid_pdrop", "hidden_dropout", "resid_dropout", "dropout")
     head = _first(table, "classifier_dropout", "summary_first_dropout", "seq_classif_dropout")
     return Settings(
+        layers=_count(table, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
         heads=heads,
         groups=_count(table, "num_key_value_heads") or heads,
         head_width=_count(table, "head_dim"),
@@ -72,6 +88,8 @@ def settings_of(found: Inventory) -> Settings:
         residual_dropout=hidden,
         head_dropout=hidden if head is None else float(head),
         rotary=any(table.get(name) is not None for name in ("rope_parameters", "rope_theta", "rotary_dim")),
+        parallel=any(table.get(name) is True for name in ("use_parallel_residual", "parallel_attn")),
+        plain_norms=table.get("norm_bias") is False,
         written_out=_first(table, "_attn_implementation", "_attn_implementation_internal") == "eager",
     )
 

@@ -80,6 +80,8 @@ class Walk:
                     self._layers[site.layer][site.role] = host
         if len(stacks) != 1:
             raise Unknown("encoder and decoder together are not walked" if stacks else "there are no layers")
+        if settings.layers not in (None, len(self._layers)):
+            raise Unknown(f"{settings.layers} layers are computed with the weights of {len(self._layers)}")
         self._is_decoder = stacks == {"decoder"}
         self._mask: Value | None = None
         if batch.padded:
@@ -93,7 +95,7 @@ class Walk:
             x = self._layer(x, self._layers[index])
         self._tape.part = "norms"
         for host in self._outside["norm.final"]:
-            x = host.norm(self._tape, x)
+            x = self._normed(host, x)
         self._heads(x)
 
     def _embeddings(self) -> Value:
@@ -110,7 +112,7 @@ class Walk:
             raise Unknown("no role says where the tokens' vectors are")
         x = self._tape.add(*found) if len({value.width for value in found}) == 1 else found[0]
         for host in self._outside["norm.embedding"]:
-            x = host.norm(self._tape, x)
+            x = self._normed(host, x)
         x = self._tape.dropout(x, self._settings.embedding_dropout)
         for host in self._outside["embedding.projection"]:
             x = host.linear(self._tape, x)
@@ -120,17 +122,22 @@ class Walk:
         entry = self._norm(x, roles, "norm.attention.pre")
         attended = self._attention(entry, roles)
         attended = self._tape.dropout(attended, self._settings.residual_dropout)
-        is_parallel = "norm.mlp.pre" not in roles and "norm.attention.post" not in roles
-        if is_parallel and "norm.mlp.post" not in roles:
+        if self._settings.parallel:
+            entry = self._norm(x, roles, "norm.mlp.pre") if "norm.mlp.pre" in roles else entry
+            return self._tape.add(x, attended, self._mlp(entry, roles))
+        if not roles.keys() & {"norm.mlp.pre", "norm.attention.post", "norm.mlp.post"}:
             return self._tape.add(x, attended, self._mlp(entry, roles))
         x = self._norm(self._tape.add(x, attended), roles, "norm.attention.post")
         fed = self._mlp(self._norm(x, roles, "norm.mlp.pre"), roles)
         fed = self._tape.dropout(fed, self._settings.residual_dropout)
         return self._norm(self._tape.add(x, fed), roles, "norm.mlp.post")
 
+    def _normed(self, host: Host, x: Value) -> Value:
+        return host.norm(self._tape, x, plain=self._settings.plain_norms)
+
     def _norm(self, x: Value, roles: Mapping[str, Host], role: str) -> Value:
         self._tape.part = "norms"
-        return roles[role].norm(self._tape, x) if role in roles else x
+        return self._normed(roles[role], x) if role in roles else x
 
     def _attention(self, x: Value, roles: Mapping[str, Host]) -> Value:
         query, key, value = self._queries_keys_values(x, roles)
@@ -167,7 +174,7 @@ class Walk:
     def _by_head(self, x: Value, width: int, norm: Host | None) -> Value:
         if norm is None:
             return x
-        rows = norm.norm(self._tape, Value(x.rows * x.width // width, width, x.size, x.grad, x.base or x))
+        rows = self._normed(norm, Value(x.rows * x.width // width, width, x.size, x.grad, x.base or x))
         return Value(x.rows, x.width, x.size, rows.grad)
 
     def _rotated(self, x: Value, width: int) -> Value:
@@ -212,7 +219,7 @@ class Walk:
             function = FUNCTIONS["tanh"] if pooled else self._settings.function
             x = self._tape.activation(x, function.inputs, function.outputs)
         for host in self._outside["norm.head"]:
-            x = host.norm(self._tape, x)
+            x = self._normed(host, x)
         if self._outside["head.classifier"]:
             x = self._tape.dropout(x, self._settings.head_dropout if not self._is_decoder else 0.0)
         for host in heads:
