@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 # Pydantic needs this one before Python 3.12, and depends on it itself.
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
+
+from surgery.study.foretold import StepCost
 
 __all__ = [
     "Budget",
@@ -100,7 +102,8 @@ class Timing(TypedDict):
     """Seconds.
 
     A step is forward, backward and optimizer: the median and quartiles of its wall time without the warm-up steps, and
-    the median of its CPU time, which other processes on the machine do not stretch.
+    the median of its CPU time, which other processes on the machine do not stretch. `device_peak` is the most bytes
+    that a GPU held while training; it may differ between equal runs.
     """
 
     step: float | None
@@ -108,6 +111,7 @@ class Timing(TypedDict):
     step_high: float | None
     step_cpu: float | None
     total: float
+    device_peak: NotRequired[int]
 
 
 class CellRecord(TypedDict):
@@ -132,6 +136,7 @@ class CellRecord(TypedDict):
     merge: Merge | None
     forgetting: Lost | None
     memory: Memory | None
+    cost: NotRequired[StepCost | None]
     budget: Budget
     hashes: dict[str, str]
     majority: Majority | None
