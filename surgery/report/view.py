@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from surgery.report import numbers
+from surgery.report.costs import Costs, costs
 from surgery.report.palette import Look, looks
+from surgery.report.table import Cell, TableRow
 from surgery.study import Comparison, Row, Summary
 from surgery.study.audit import Check
 from surgery.study.record import memory_total
@@ -31,28 +33,6 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """One cell of the table: the number, smaller lines below it, badges, and whether it is red."""
-
-    text: str
-    notes: tuple[str, ...] = ()
-    badges: tuple[str, ...] = ()
-    bad: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class TableRow:
-    """One row of the table: its head, and one cell for each column."""
-
-    label: str
-    kind: str
-    colour: str
-    flag: str
-    word: str
-    cells: tuple[Cell, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Numbers:
     """One CSV file as a table on the page."""
 
@@ -74,6 +54,7 @@ class View:
     columns: tuple[str, ...]
     rows: tuple[TableRow, ...]
     table_caption: str
+    costs: Costs
     checks: tuple[Check, ...]
     notes: tuple[str, ...]
     tables: tuple[Numbers, ...]
@@ -88,6 +69,7 @@ _LONG_GRID = 4
 
 _TITLES = {
     "arms": "One line per arm",
+    "costs": "Costs, foretold and measured",
     "runs": "One line per run",
     "learning_rates": "Learning rates",
     "curves": "Loss curves",
@@ -122,6 +104,7 @@ def view(comparison: Comparison) -> View:
         columns=_columns(summary, unit),
         rows=tuple(_row(summary, row, unit, colours[row.arm]) for row in summary.rows),
         table_caption=_caption(summary),
+        costs=costs(summary, colours),
         checks=summary.checks,
         notes=summary.notes,
         tables=_tables(tables(summary, comparison.records)),

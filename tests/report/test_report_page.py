@@ -38,7 +38,7 @@ def test_every_number_of_every_csv_file_stands_in_the_report(comparison: Compari
     cells = re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", page)
     shown = {html.unescape(cell) for cell in cells}
     files = sorted((comparison.folder / "tables").glob("*.csv"))
-    assert [path.stem for path in files] == ["arms", "checks", "curves", "learning_rates", "runs"]
+    assert [path.stem for path in files] == ["arms", "checks", "costs", "curves", "learning_rates", "runs"]
     for path in files:
         with path.open(encoding="utf-8", newline="") as file:
             for row in csv.reader(file):
@@ -46,7 +46,7 @@ def test_every_number_of_every_csv_file_stands_in_the_report(comparison: Compari
 
 
 def test_the_verdicts_come_first_then_table_plots_fairness_details(comparison: Comparison, page: str) -> None:
-    places = [page.index(f'id="{name}"') for name in ("verdicts", "table", "plots", "fairness", "details")]
+    places = [page.index(f'id="{name}"') for name in ("verdicts", "table", "plots", "costs", "fairness", "details")]
     assert places == sorted(places)
     text = words(page)
     for told in comparison.sentences:
@@ -55,7 +55,8 @@ def test_the_verdicts_come_first_then_table_plots_fairness_details(comparison: C
 
 
 def test_the_rows_that_every_study_has_are_there(page: str) -> None:
-    rows = re.findall(r'<th scope="row">.*?</span>(.*?)<', page)
+    main = page[page.index('id="table"') : page.index('id="plots"')]
+    rows = re.findall(r'<th scope="row">.*?</span>(.*?)<', main)
     assert rows == ["full tuning", "LoRA, all linears, r=8", "bias only", "frozen + head", "majority class"]
 
 

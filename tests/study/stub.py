@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from synthetic import make_record
+from synthetic import make_record, make_turns
 
 from surgery.registry import Registry, load_registry
 from surgery.study import study as driver
@@ -55,7 +55,7 @@ class Stub:
         """Within the block, studies run this stub and load no model."""
         before = driver.CellRunner, driver.preflight, driver.clocked
         driver.CellRunner, driver.preflight = (lambda folder, registry: self), (lambda cells, registry: None)  # type: ignore[assignment,misc]
-        driver.clocked = lambda cells, registry: {}
+        driver.clocked = lambda cells, registry: make_turns(cells)
         try:
             yield
         finally:
