@@ -50,11 +50,13 @@ def plan(
         ),
     ] = False,
     cost: Annotated[
-        bool, typer.Option("--cost", help="Also foretell the work and the memory of one training step.")
+        bool, typer.Option("--cost", help="Also predict the work and the memory of one training step.")
     ] = False,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", metavar="N", min=1, help="With --cost: examples of a step; else the spec's, or 16."),
+        typer.Option(
+            "--batch-size", metavar="N", min=1, help="With --cost: examples of a step; else the spec's, or 16."
+        ),
     ] = None,
     length: Annotated[
         int | None,

@@ -1,4 +1,4 @@
-"""The table of costs: what was measured, and below it what was foretold."""
+"""The table of costs: what was measured, and below it what was predicted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from surgery.report import numbers
 from surgery.report.palette import Look
 from surgery.report.table import Cell, TableRow
 from surgery.study import Row, Summary
-from surgery.study.foretold import COMPONENTS, FAR
+from surgery.study.predicted import COMPONENTS, FAR
 from surgery.study.turns import Spread
 
 __all__ = ["Costs", "costs"]
@@ -19,7 +19,7 @@ _FAR = "far off"
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """The section: its table, what stands below, and a line for every arm whose cost was foretold badly."""
+    """The section: its table, what stands below, and a line for every arm whose prediction is far off."""
 
     columns: tuple[str, ...]
     rows: tuple[TableRow, ...]
@@ -37,7 +37,7 @@ def costs(summary: Summary, looks: dict[str, Look]) -> Costs:
     )  # fmt: skip
     told = tuple(TableRow(row.label, row.kind, looks[row.arm].css, "", "", _cells(row, bool(peak))) for row in rows)
     warnings = tuple(
-        f"{row.label}: {', '.join(row.apart)} foretold more than {FAR:.0%} off what was measured"
+        f"{row.label}: {', '.join(row.apart)} predicted more than {FAR * 100:.0f} % off what was measured"
         for row in rows
         if row.apart
     )
@@ -57,7 +57,7 @@ def _work(row: Row) -> tuple[Cell, ...]:
     cost = row.cost
     if cost is None:
         return Cell(numbers.MISSING), Cell(numbers.MISSING)
-    told = cost["foretold"]
+    told = cost["predicted"]
     return (
         _pair("forward", human_flops(cost["forward"]), _flops(told["forward"]), row),
         _pair("backward", human_flops(cost["backward"]), _flops(told["backward"]), row),
@@ -71,16 +71,16 @@ def _memory(row: Row) -> tuple[Cell, ...]:
     measured = (memory["weights"], memory["gradients"], memory["optimizer"], memory["activations"])
     if row.cost is None:
         return tuple(Cell(numbers.size(value)) for value in measured)
-    told = row.cost["foretold"]
-    foretold = (told["weights"], told["gradients"], told["optimizer"], told["activations"])
+    told = row.cost["predicted"]
+    predicted = (told["weights"], told["gradients"], told["optimizer"], told["activations"])
     return tuple(
         _pair(name, numbers.size(found), None if value is None else numbers.size(value), row)
-        for name, found, value in zip(COMPONENTS, measured, foretold, strict=True)
+        for name, found, value in zip(COMPONENTS, measured, predicted, strict=True)
     )
 
 
-def _pair(name: str, measured: str, foretold: str | None, row: Row) -> Cell:
-    note = "not foretold" if foretold is None else f"foretold {foretold}"
+def _pair(name: str, measured: str, predicted: str | None, row: Row) -> Cell:
+    note = "not predicted" if predicted is None else f"predicted {predicted}"
     return Cell(measured, (note,), (_FAR,) if name in row.apart else ())
 
 
@@ -99,17 +99,17 @@ def _caption(rows: list[Row]) -> str:
     cost = next((row.cost for row in rows if row.cost), None)
     if not rows or cost is None:
         return "The work of a step was not measured in this study."
-    why = sorted({row.cost["foretold"]["why"] for row in rows if row.cost} - {""})
-    unknown = f" Not foretold: {'; '.join(why)}." if why else ""
+    why = sorted({row.cost["predicted"]["why"] for row in rows if row.cost} - {""})
+    unknown = f" Not predicted: {'; '.join(why)}." if why else ""
     clocks = {row.clock.step.count for row in rows if row.clock and row.clock.step}
     turns = (
-        f" Times: median and quartiles of {min(clocks)} to {max(clocks)} steps and of forward passes of one example, in "
-        "four turns, there and back again (A B C, C B A), when nothing else of the study ran."
+        f" Times: median and quartiles of {min(clocks)} to {max(clocks)} steps, and of forward passes of one example, "
+        "in four turns, there and back again (A B C, C B A), when nothing else of the study ran."
         if clocks
         else " Times were not taken in turns."
     )
     return (
-        f"The first batch of one run of each arm, {cost['examples']} examples of {cost['length']} tokens: matrix products "
-        "counted by PyTorch's counter, bytes from the tensors themselves, activations as kept for the backward pass. "
-        f"“Foretold”: by the cost model, from the plan and the configuration alone.{unknown}{turns}"
+        f"The first batch of one run of each arm, {cost['examples']} examples of {cost['length']} tokens: matrix "
+        "products by PyTorch's counter, bytes from the tensors themselves, activations as kept for the backward pass. "
+        f"“Predicted”: by the cost model, from the plan and the configuration alone.{unknown}{turns}"
     )

@@ -69,7 +69,7 @@ _LONG_GRID = 4
 
 _TITLES = {
     "arms": "One line per arm",
-    "costs": "Costs, foretold and measured",
+    "costs": "Costs, predicted and measured",
     "runs": "One line per run",
     "learning_rates": "Learning rates",
     "curves": "Loss curves",

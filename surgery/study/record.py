@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-# Pydantic needs this one before Python 3.12, and depends on it itself.
-from typing_extensions import NotRequired, TypedDict
+from typing import NotRequired
 
-from surgery.study.foretold import StepCost
+# Pydantic needs this one before Python 3.12, and depends on it itself.
+from typing_extensions import TypedDict
+
+from surgery.study.predicted import StepCost
 
 __all__ = [
     "Budget",

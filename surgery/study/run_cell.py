@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from surgery.errors import CheckpointError, DataError
 from surgery.registry import Registry
 from surgery.study.cells import Cell
-from surgery.study.foretold import step_cost
+from surgery.study.predicted import step_cost
 from surgery.study.record import Budget, CellRecord, CurvePoint, Lost, Majority, Memory, Timing
 from surgery.study.scheduler import named
 from surgery.study.turns import Turns, take_turns

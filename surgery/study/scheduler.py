@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 
 from surgery.errors import Problem, SurgeryError, TrainingError
 
-__all__ = ["InProcess", "LocalPool", "Scheduler", "Titled", "local_engine", "named", "width", "one_thread"]
+__all__ = ["InProcess", "LocalPool", "Scheduler", "Titled", "local_engine", "named", "one_thread", "width"]
 
 
 class Titled(Protocol):

@@ -10,8 +10,8 @@ import numpy as np
 
 from surgery.study.audit import Check, audit, blocking, untrained
 from surgery.study.choose import Choice
-from surgery.study.foretold import StepCost, apart
 from surgery.study.measure import Measure, Score, measure
+from surgery.study.predicted import StepCost, apart
 from surgery.study.record import CellRecord, Memory, MetricInfo
 from surgery.study.spec import FROZEN, MAJORITY, StudySpec
 from surgery.study.statistics import Estimate, Interval, Paired, across_seeds, holm, mcnemar, paired
@@ -40,7 +40,7 @@ class Row:
             of the CPU time; of each the median over seeds.
         clock: times of steps and forward passes while arms took turns; `step` and its like are then the clock's own.
         memory: bytes by component.
-        cost, apart: work of the first batch's step, measured and foretold, and what was foretold badly.
+        cost, apart: work of the first batch's step, measured and predicted, and which predictions are far off.
         device_peak: most bytes that a GPU held while training, over seeds.
         checkpoint_bytes: size of the adapter checkpoint's files.
         elements, differ: numbers compared in merge round trips, and those whose bits changed.

@@ -112,18 +112,20 @@ def _arm(row: Row) -> dict[str, Value]:
 
 
 def _costs(row: Row) -> list[dict[str, Value]]:
-    """One line for each quantity that was foretold or measured; times have quartiles."""
+    """One line for each quantity that was predicted or measured; times have quartiles."""
     lines: list[dict[str, Value]] = []
 
-    def line(quantity: str, unit: str, foretold: Value, measured: Value, low: Value = None, high: Value = None) -> None:
-        far = quantity in row.apart if foretold is not None else None
+    def line(
+        quantity: str, unit: str, predicted: Value, measured: Value, low: Value = None, high: Value = None
+    ) -> None:
+        far = quantity in row.apart if predicted is not None else None
         lines.append(
-            {"arm": row.arm, "quantity": quantity, "unit": unit, "foretold": foretold, "measured": measured,
+            {"arm": row.arm, "quantity": quantity, "unit": unit, "predicted": predicted, "measured": measured,
              "measured_q1": low, "measured_q3": high, "far_off": far}
         )  # fmt: skip
 
     if row.cost is not None:
-        told = row.cost["foretold"]
+        told = row.cost["predicted"]
         line("forward", "FLOP", told["forward"], row.cost["forward"])
         line("backward", "FLOP", told["backward"], row.cost["backward"])
         if row.memory is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from surgery.study.foretold import StepCost
+from surgery.study.predicted import StepCost
 from surgery.study.record import memory_total
 from surgery.study.statistics import Interval
 from surgery.study.summary import Row, Summary

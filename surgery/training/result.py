@@ -73,7 +73,7 @@ class GroupInfo:
 
 @dataclass(frozen=True, slots=True)
 class FirstBatch:
-    """Shape of the batch on which a step's cost is measured: examples, tokens of the longest, whether some are padded."""
+    """Shape of the batch on which a step's cost is measured: examples, tokens of the longest, whether any is padded."""
 
     examples: int
     length: int

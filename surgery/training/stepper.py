@@ -43,7 +43,7 @@ class Stepper:
         with torch.autocast(self._device.type, dtype=kind, enabled=kind is not None):
             logits = self._session.model(**inputs).logits
             loss, units = self._session.task.losses(logits, self._batch["labels"])
-        (loss.sum() / units.sum()).backward()
+        (loss.sum() / units.sum()).backward()  # type: ignore[no-untyped-call]
         if self._training.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(self._parameters, self._training.max_grad_norm)
         self._optimizer.step()

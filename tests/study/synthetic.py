@@ -118,7 +118,7 @@ def make_record(cell: Cell, items: int = 800, classes: int = 8, **changes: Any) 
             "padded": True,
             "forward": 11_000_000_000 + 60 * size,
             "backward": {FROZEN: 20_000, "full": 22_100_000_000}.get(cell.arm, 11_100_000_000),
-            "foretold": {
+            "predicted": {
                 "weights": 4 * (MODEL + size * (cell.arm != "full")),
                 "gradients": 4 * (size + HEAD),
                 "optimizer": 8 * (size + HEAD),

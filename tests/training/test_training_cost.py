@@ -13,6 +13,7 @@ from torch.nn import functional
 from surgery.operation import operate
 from surgery.planning import anatomy, decide, inventory
 from surgery.planning.cost import Batch, Cost, predict
+from surgery.planning.cost.tape import Tape, Value
 from surgery.planning.sites import sites_of
 from surgery.registry import Registry, load_registry
 from surgery.spec import Rule, Spec
@@ -73,9 +74,9 @@ def build(family: str, size: str, dropout: float, dtype: torch.dtype = torch.flo
 
 @dataclass
 class Step:
-    """A step, foretold and measured."""
+    """A step, predicted and measured."""
 
-    foretold: Cost
+    predicted: Cost
     measured: StepCost
     weights: int
     gradients: int
@@ -115,7 +116,7 @@ def step(registry: Registry, model: Any, rules: list[dict[str, Any]], size: str,
 
 
 def assert_close(found: Step) -> None:
-    told, measured = found.foretold, found.measured
+    told, measured = found.predicted, found.measured
     assert told.why == ""
     assert told.flops == pytest.approx((measured.forward, measured.backward), rel=0.01)
     assert told.kept == pytest.approx(measured.activations, rel=0.10)
@@ -132,30 +133,30 @@ def rules_of(family: str, arm: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("family", "arm", "size"), list(product(("bert", "gpt2", "llama"), ARMS, SIZES)))
-def test_a_step_costs_what_was_foretold(registry: Registry, family: str, arm: str, size: str) -> None:
+def test_a_step_costs_what_was_predicted(registry: Registry, family: str, arm: str, size: str) -> None:
     for dropout in (0.0, 0.1):
         found = step(registry, build(family, size, dropout), rules_of(family, arm), size)
         assert_close(found)
         # Products are counted and not estimated: the model is exact.
-        assert found.foretold.flops == (found.measured.forward, found.measured.backward)
-        assert found.foretold.kept == pytest.approx(found.measured.activations, rel=0.01)
+        assert found.predicted.flops == (found.measured.forward, found.measured.backward)
+        assert found.predicted.kept == pytest.approx(found.measured.activations, rel=0.01)
 
 
 @pytest.mark.parametrize(("family", "arm"), list(product(("bert", "gpt2", "llama"), ("full", "lora", "bias"))))
-def test_padding_and_bfloat16_are_foretold(registry: Registry, family: str, arm: str) -> None:
+def test_padding_and_bfloat16_are_predicted(registry: Registry, family: str, arm: str) -> None:
     for dropout in (0.0, 0.1):
         assert_close(step(registry, build(family, "small", dropout), rules_of(family, arm), "small", padded=True))
     assert_close(step(registry, build(family, "small", 0.0, torch.bfloat16), rules_of(family, arm), "small"))
 
 
-def test_eager_attention_is_foretold(registry: Registry) -> None:
+def test_eager_attention_is_predicted(registry: Registry) -> None:
     for family in ("bert", "gpt2", "llama"):
         model = build(family, "small", 0.0)
         model.set_attn_implementation("eager")
         assert_close(step(registry, model, rules_of(family, "lora"), "small"))
 
 
-def test_a_part_of_a_fused_weight_is_foretold(registry: Registry) -> None:
+def test_a_part_of_a_fused_weight_is_predicted(registry: Registry) -> None:
     rules = [{"role": r"attention\.query", "adapter": "full"}]
     assert_close(step(registry, build("gpt2", "small", 0.0), rules, "small"))
 
@@ -184,3 +185,100 @@ def test_measuring_leaves_nothing(registry: Registry) -> None:
     assert model.classifier.weight.grad is kept
     assert model.bert.pooler.dense.weight.grad is None
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def _forgets_the_input_gradient(self: Tape, rows: int, inner: int, columns: int, *, left: bool, right: bool) -> None:
+    _PRODUCT(self, rows, inner, columns, left=False, right=right)
+
+
+def _counts_frozen_weights(self: Tape, rows: int, inner: int, columns: int, *, left: bool, right: bool) -> None:
+    _PRODUCT(self, rows, inner, columns, left=left, right=True)
+
+
+def _goes_all_the_way_down(self: Tape, rows: int, inner: int, columns: int, *, left: bool, right: bool) -> None:
+    _PRODUCT(self, rows, inner, columns, left=True, right=right)
+
+
+def _keeps_every_input(self: Tape, x: Value, columns: int, *, weight: bool, bias: bool) -> Value:
+    self.keep(x)
+    return _LINEAR(self, x, columns, weight=weight, bias=bias)
+
+
+def _keeps_nothing(self: Tape, value: Value) -> None:
+    pass
+
+
+def _counts_twice(self: Tape, value: Value) -> None:
+    self.saved[self.part] += (value.base or value).bytes
+
+
+def _without_a_mask(self: Tape, x: Value, probability: float) -> Value:
+    return x.like()
+
+
+_PRODUCT, _LINEAR = Tape.product, Tape.linear
+
+
+@pytest.mark.parametrize(
+    ("method", "mutant", "arms"),
+    [
+        ("product", _forgets_the_input_gradient, ("full", "lora", "bias")),
+        ("product", _counts_frozen_weights, ("lora", "bias")),
+        ("product", _goes_all_the_way_down, ("upper",)),
+        ("linear", _keeps_every_input, ("lora", "bias")),
+        ("keep", _keeps_nothing, ("full", "lora", "bias")),
+        ("dropout", _without_a_mask, ("full", "lora", "bias")),
+    ],
+)
+def test_the_bars_catch_a_model_that_is_wrong(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, method: str, mutant: Any, arms: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(Tape, method, mutant)
+    for arm in arms:
+        upper = [{"role": r"mlp\.down", "layers": [-1], "adapter": "lora", "rank": 2}]
+        rules = upper if arm == "upper" else rules_of("gpt2", arm)
+        with pytest.raises(AssertionError):
+            assert_close(step(registry, build("gpt2", "larger", 0.1), rules, "larger"))
+
+
+def test_the_bars_catch_a_model_that_counts_shared_inputs_for_each_map(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tape, "keep", _counts_twice)
+    with pytest.raises(AssertionError):
+        assert_close(step(registry, build("llama", "larger", 0.0), rules_of("llama", "full"), "larger"))
+
+
+COVERED = (
+    "roberta", "electra", "distilbert", "opt", "gpt_neox", "gptj", "mistral", "qwen3", "gemma", "phi", "phi3",
+    "starcoder2", "falcon", "modernbert", "olmo2",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", COVERED)
+def test_other_architectures_are_predicted_by_their_roles(registry: Registry, model_type: str) -> None:
+    from surgery.testing.tiny import Tiny, classes_of, tiny_config, tiny_model
+
+    config = tiny_config(model_type)
+    name = next(n for n in classes_of(model_type) if n.endswith(("ForCausalLM", "ForMaskedLM")))
+    tiny = tiny_model(name, config)
+    assert isinstance(tiny, Tiny), tiny
+    model: Any = tiny.model
+    model.config.use_cache = False
+    ids = tiny.batch["input_ids"]
+    for rules in (ARMS["full"], [{"role": r"attention\.(query|value)", "adapter": "lora", "rank": 2}]):
+        spec = Spec(name="cost", rules=[Rule(**rule) for rule in rules])
+        found = inventory(model, registry)
+        described = anatomy(found, registry)
+        plan = decide(spec, found, described, registry)
+        told = predict(plan, found, sites_of(found, described.architecture), registry, Batch(*ids.shape))
+        assert told.why == ""
+
+        def loss(batch: Any) -> torch.Tensor:
+            logits = model(**batch).logits.float().flatten(0, -2)
+            return functional.cross_entropy(logits, ids.flatten().clone(), reduction="none").sum()
+
+        with operate(model, plan, registry=registry):
+            measured = measure_step(model, loss, {"input_ids": ids})
+        assert told.flops == pytest.approx((measured.forward, measured.backward), rel=0.01)
+        assert told.kept == pytest.approx(measured.activations, rel=0.10)

@@ -1,4 +1,4 @@
-"""What a training step costs, foretold."""
+"""What a training step costs, predicted."""
 
 from surgery.planning.cost.cost import Cost, predict
 from surgery.planning.cost.render import human_flops, render_cost

@@ -1,4 +1,4 @@
-"""What one training step of a plan costs, foretold from shapes: no weight is read and nothing is computed."""
+"""What one training step of a plan costs, predicted from shapes: no weight is read and nothing is computed."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def predict(  # noqa: PLR0913 - everything after the star is optional and named
     device: str = "cpu",
     precision: str = "fp32",
 ) -> Cost:
-    """Foretell what one training step of `plan` costs.
+    """Predict what one training step of `plan` costs.
 
     Args:
         plan: what is trained.
@@ -109,12 +109,11 @@ def _walked(
     dtypes = {site.dtype for site in sites if site.is_matrix}
     if len(dtypes) != 1:
         raise Unknown(f"the matrices are of {len(dtypes)} dtypes")
-    settings = settings_of(found)
+    settings = settings_of(found, DTYPE_BYTES.get(next(iter(dtypes)), 4))
     asked = {edit.adapter: Asked(edit.adapter, registry) for edit in plan.edits}
     hosts = hosts_of(plan, sites, lambda edit: asked[edit.adapter].work(edit.site, edit.options))
     # PyTorch's fused kernel for processors knows no dropout.
     fused = not settings.written_out and (device == "cuda" or not settings.attention_dropout)
     tape = Tape(fused_dropout=device == "cuda")
-    size = DTYPE_BYTES.get(next(iter(dtypes)), 4)
-    Walk(tape, hosts, settings, batch, found.class_name, size, fused=fused).run()
+    Walk(tape, hosts, settings, batch, fused=fused).run()
     return tape

@@ -137,4 +137,3 @@ def _product(edits: Sequence[Edit], told: Sequence[Work]) -> tuple[int, float, b
     if first.site.experts or first.site.parameter != "weight" or first.tied == "share":
         raise Unknown(f"what {first.adapter!r} folds into {first.site.name} has no rule here")
     return sum(work.rank for work in told), told[0].dropout, first.site.slice is not None
-

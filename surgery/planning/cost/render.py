@@ -25,7 +25,7 @@ def render_cost(cost: Cost) -> str:
     """Return the cost as text, the same bytes for equal costs."""
     batch = cost.batch
     padding = ", some padded" if batch.padded else ""
-    lines = [f"cost of a step  {batch.size} x {batch.length} tokens{padding}, foretold from shapes"]
+    lines = [f"cost of a step  {batch.size} x {batch.length} tokens{padding}, predicted from shapes"]
     if cost.forward is not None and cost.backward is not None:
         lines += _table(("work", "forward", "backward"), _work(cost.forward, cost.backward))
     total = cost.weights + cost.gradients + cost.optimizer
@@ -40,7 +40,7 @@ def render_cost(cost: Cost) -> str:
         memory.append(("total", human_bytes(total + cost.kept)))
     lines += ["", *_table(("memory", "bytes"), memory)]
     if cost.why:
-        lines += ["", f"{_INDENT}not foretold: {cost.why}"]
+        lines += ["", f"{_INDENT}not predicted: {cost.why}"]
     return "\n".join(lines)
 
 
@@ -54,6 +54,7 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [titles, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(titles))]
     return [
-        _INDENT + "  ".join((line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))))
+        _INDENT
+        + "  ".join((line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))))
         for line in lines
     ]

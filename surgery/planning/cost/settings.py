@@ -36,6 +36,8 @@ class Settings:
     """Numbers of one model.
 
     Attributes:
+        class_name: of the model; tells which positions a head reads.
+        size: bytes of one number of its matrices.
         layers: how many are computed, where it is said.
         heads, groups, head_width: heads of queries, of keys and values, and the numbers of one, where it is said.
         function: of the MLP.
@@ -46,6 +48,8 @@ class Settings:
         written_out: whether attention is not left to one kernel.
     """
 
+    class_name: str
+    size: int
     layers: int | None
 
     heads: int
@@ -62,8 +66,8 @@ class Settings:
     written_out: bool
 
 
-def settings_of(found: Inventory) -> Settings:
-    """Return what the configuration of `found` says.
+def settings_of(found: Inventory, size: int) -> Settings:
+    """Return what the configuration of `found` says; `size` is the bytes of one number.
 
     Raises:
         Unknown: there is no configuration, or it lacks a number or names a function that is not known.
@@ -78,6 +82,8 @@ def settings_of(found: Inventory) -> Settings:
     hidden = _share(table, "hidden_dropout_prob", "resid_pdrop", "hidden_dropout", "resid_dropout", "dropout")
     head = _first(table, "classifier_dropout", "summary_first_dropout", "seq_classif_dropout")
     return Settings(
+        class_name=found.class_name,
+        size=size,
         layers=_count(table, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
         heads=heads,
         groups=_count(table, "num_key_value_heads") or heads,

@@ -77,14 +77,14 @@ class Tape:
         self.backward[self.part] += work * (left + right)
 
     def linear(self, x: Value, columns: int, *, weight: bool, bias: bool) -> Value:
-        """x W^T + b. The input is kept for W's gradient only; W itself is no activation. b's gradient is a sum."""
+        """X W^T + b. The input is kept for W's gradient only; W itself is no activation. b's gradient is a sum."""
         self.product(x.rows, x.width, columns, left=x.grad, right=weight)
         if weight:
             self.keep(x)
         return Value(x.rows, columns, x.size, x.grad or weight or bias)
 
     def low_rank(self, x: Value, output: Value, rank: int, dropout: float) -> Value:
-        """output + scale * (dropout(x) down^T) up^T, both factors trained and kept in float32 at least."""
+        """Output + scale * (dropout(x) down^T) up^T, both factors trained and kept in float32 at least."""
         inputs = x
         if x.size < STATISTIC_BYTES:
             inputs = Value(x.rows, x.width, STATISTIC_BYTES, x.grad)
@@ -97,7 +97,7 @@ class Tape:
         return Value(output.rows, output.width, output.size, grad=True)
 
     def dropout(self, x: Value, probability: float) -> Value:
-        """x * mask. The mask is kept where x has a gradient."""
+        """X * mask. The mask is kept where x has a gradient."""
         if not probability:
             return x
         if x.grad:
@@ -112,7 +112,7 @@ class Tape:
         return Value(x.rows, x.width, x.size, x.grad or trained)
 
     def rms_norm(self, x: Value, *, trained: bool) -> Value:
-        """w * (x / rms(x)), written out: x in float32 and 1/rms for x's gradient, the quotient for w's."""
+        """W * (x / rms(x)), written out: x in float32 and 1/rms for x's gradient, the quotient for w's."""
         if x.grad:
             wide = x if x.size >= STATISTIC_BYTES else Value(x.rows, x.width, STATISTIC_BYTES, x.grad)
             self.keep(wide)

@@ -53,20 +53,15 @@ class Walk:
         hosts: path -> host.
         settings: of the model.
         batch: the step's.
-        class_name: of the model; tells which positions a head reads.
-        size: bytes of one number of the model.
         fused: whether attention is one kernel.
 
     Raises:
         Unknown: a weight whose role has no place in this walk.
     """
 
-    def __init__(
-        self, tape: Tape, hosts: Mapping[str, Host], settings: Settings, batch: Batch, class_name: str, size: int,
-        *, fused: bool,
-    ) -> None:  # fmt: skip
-        self._tape, self._settings, self._batch, self._size = tape, settings, batch, size
-        self._class, self._fused = class_name, fused
+    def __init__(self, tape: Tape, hosts: Mapping[str, Host], settings: Settings, batch: Batch, *, fused: bool) -> None:
+        self._tape, self._settings, self._batch, self._fused = tape, settings, batch, fused
+        self._size = settings.size
         self._outside: dict[str, list[Host]] = defaultdict(list)
         self._layers: dict[int, dict[str, Host]] = defaultdict(dict)
         stacks = set()
@@ -85,7 +80,7 @@ class Walk:
         self._is_decoder = stacks == {"decoder"}
         self._mask: Value | None = None
         if batch.padded:
-            self._mask = Value(batch.size * batch.length, batch.length, size, grad=False)
+            self._mask = Value(batch.size * batch.length, batch.length, settings.size, grad=False)
         self._angles: tuple[Value, Value] | None = None
 
     def run(self) -> None:
@@ -211,7 +206,7 @@ class Walk:
         """Head and loss. Heads that read one position keep all of the states that it is a view of."""
         self._tape.part = "head and loss"
         heads = [*self._outside["head.lm"], *self._outside["head.classifier"]]
-        pooled = not self._outside["head.lm"] and (not heads or self._class.endswith(_POOLED))
+        pooled = not self._outside["head.lm"] and (not heads or self._settings.class_name.endswith(_POOLED))
         if pooled and not self._is_decoder:
             x = Value(self._batch.size, x.width, x.size, x.grad, x.base or x)
         for host in self._outside["head.transform"]:

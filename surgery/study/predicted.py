@@ -1,4 +1,4 @@
-"""Costs foretold beside costs measured, and where they are too far apart."""
+"""Costs predicted and measured, side by side, and where they are too far apart."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from surgery.study.record import Memory
     from surgery.training import FitResult, Session
 
-__all__ = ["COMPONENTS", "FAR", "Foretold", "StepCost", "apart", "step_cost"]
+__all__ = ["COMPONENTS", "FAR", "Predicted", "StepCost", "apart", "step_cost"]
 
 FAR = 0.10
 """Share of the measured value by which a prediction may be off."""
@@ -19,7 +19,7 @@ COMPONENTS = ("weights", "gradients", "optimizer", "activations")
 _SMALL = 64 << 10  # bytes: counters and buffers, of which no prediction speaks
 
 
-class Foretold(TypedDict):
+class Predicted(TypedDict):
     """What the cost model says of the first batch, bytes and floating-point operations; None where it does not know."""
 
     weights: int
@@ -39,11 +39,11 @@ class StepCost(TypedDict):
     padded: bool
     forward: int
     backward: int
-    foretold: Foretold
+    predicted: Predicted
 
 
 def step_cost(session: Session, result: FitResult) -> StepCost | None:
-    """Return the cost of the run's first batch, measured and foretold; None where it was not measured."""
+    """Return the cost of the run's first batch, measured and predicted; None where it was not measured."""
     from surgery.planning import anatomy, inventory
     from surgery.planning.cost import Batch, predict
     from surgery.planning.sites import sites_of
@@ -69,7 +69,7 @@ def step_cost(session: Session, result: FitResult) -> StepCost | None:
         padded=first.padded,
         forward=result.flops["forward"],
         backward=result.flops["backward"],
-        foretold=Foretold(
+        predicted=Predicted(
             weights=told.weights,
             gradients=told.gradients,
             optimizer=told.optimizer,
@@ -85,12 +85,12 @@ def apart(memory: Memory | None, cost: StepCost | None) -> tuple[str, ...]:
     """Return the components whose prediction is more than a tenth of the measured value off."""
     if cost is None:
         return ()
-    told = cost["foretold"]
+    told = cost["predicted"]
     pairs = [("forward", told["forward"], cost["forward"], 0), ("backward", told["backward"], cost["backward"], 0)]
     if memory is not None:
         measured = (memory["weights"], memory["gradients"], memory["optimizer"], memory["activations"])
-        foretold = (told["weights"], told["gradients"], told["optimizer"], told["activations"])
-        pairs += [(name, t, m, _SMALL) for name, t, m in zip(COMPONENTS, foretold, measured, strict=True)]
+        predicted = (told["weights"], told["gradients"], told["optimizer"], told["activations"])
+        pairs += [(name, t, m, _SMALL) for name, t, m in zip(COMPONENTS, predicted, measured, strict=True)]
     return tuple(
         name
         for name, predicted, found, small in pairs
