@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import TypedDict
 
+from surgery.errors import SurgeryError
+
 if TYPE_CHECKING:
     from surgery.study.record import Memory
     from surgery.training import FitResult, Session
@@ -45,23 +47,20 @@ class StepCost(TypedDict):
 def step_cost(session: Session, result: FitResult) -> StepCost | None:
     """Return the cost of the run's first batch, measured and predicted; None where it was not measured."""
     from surgery.planning import anatomy, inventory
-    from surgery.planning.cost import Batch, predict
+    from surgery.planning.cost import Batch, known, predict
     from surgery.planning.sites import sites_of
 
     first = result.first_batch
     if first is None:
         return None
-    found = inventory(session.model, session.registry)
-    sites = sites_of(found, anatomy(found, session.registry).architecture)
-    told = predict(
-        session.plan,
-        found,
-        sites,
-        session.registry,
-        Batch(first.examples, first.length, first.padded),
-        device=next(session.model.parameters()).device.type,
-        precision=session.precision,
-    )
+    plan, registry, batch = session.plan, session.registry, Batch(first.examples, first.length, first.padded)
+    found = inventory(session.model, registry)
+    sites = sites_of(found, anatomy(found, registry).architecture)
+    device = next(session.model.parameters()).device.type
+    try:
+        told = predict(plan, found, sites, registry, batch, device=device, precision=session.precision)
+    except SurgeryError as error:  # of a plugin; what was trained must not be lost for a prediction
+        told = known(plan, batch, str(error))
     forward, backward = told.flops or (None, None)
     return StepCost(
         examples=first.examples,

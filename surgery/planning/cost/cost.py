@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from surgery.architecture import Site
@@ -17,7 +17,7 @@ from surgery.planning.inventory import DTYPE_BYTES, Inventory
 from surgery.planning.plan import Plan
 from surgery.registry import Registry
 
-__all__ = ["Cost", "predict"]
+__all__ = ["Cost", "known", "predict"]
 
 _MIXED = "mixed precision keeps some results in another dtype than the weights"
 
@@ -85,22 +85,25 @@ def predict(  # noqa: PLR0913 - everything after the star is optional and named
         device: `cpu` or `cuda`: they keep other masks, and choose other kernels of attention.
         precision: `fp32` (the weights' own dtype), `bf16` or `fp16`, as of a training.
     """
-    known = Cost(
+    try:
+        tape = _walked(plan, found, tuple(sites), registry, batch, device)
+    except Unknown as reason:
+        return known(plan, batch, str(reason))
+    cost = replace(known(plan, batch), forward=dict(tape.forward), backward=dict(tape.backward))
+    return replace(cost, activations=dict(tape.saved)) if precision == "fp32" else replace(cost, why=_MIXED)
+
+
+def known(plan: Plan, batch: Batch, why: str = "") -> Cost:
+    """Return what a plan alone says: parameters, weights, gradients and optimizer."""
+    return Cost(
         batch=batch,
         parameters=plan.model_parameters,
         trainable=plan.parameters,
         weights=plan.model_bytes + plan.gradient_bytes,
         gradients=plan.gradient_bytes,
         optimizer=plan.optimizer_bytes,
+        why=why,
     )
-    try:
-        tape = _walked(plan, found, tuple(sites), registry, batch, device)
-    except Unknown as reason:
-        return Cost(**{**vars(known), "why": str(reason)})
-    forward, backward = dict(tape.forward), dict(tape.backward)
-    if precision != "fp32":
-        return Cost(**{**vars(known), "forward": forward, "backward": backward, "why": _MIXED})
-    return Cost(**{**vars(known), "forward": forward, "backward": backward, "activations": dict(tape.saved)})
 
 
 def _walked(
