@@ -112,7 +112,8 @@ def compare(
         results.settle([cell.key for cell in order])
         records = _typed([results.records[cell.key] for cell in order])
         turns = read_turns(folder, study.hash)
-        if turns is None:
+        # What an earlier version finished stays as it was; its model may be far away.
+        if turns is None and all("cost" in record for record in records):
             turns = _clock(study, order, registry, folder, progress)
         summary = summarise(study, records, choices, _score(study, registry), turns)
         write_atomically(folder / SUMMARY, _json(summary))

@@ -224,8 +224,12 @@ def test_an_adapter_that_answers_nonsense_is_named() -> None:
         predict(plan, found, sites_of(found, told.architecture), known, Batch(1, 4))
 
 
-def test_units() -> None:
-    assert human_flops(999) == "999 FLOP"
-    assert human_flops(1e3) == "1.0 kFLOP"
-    assert human_flops(22.04e9) == "22.0 GFLOP"
-    assert human_flops(3.5e15) == "3.5 PFLOP"
+@pytest.mark.parametrize(
+    ("work", "text"),
+    [
+        (0, "0 FLOP"), (999, "999 FLOP"), (1e3, "1.00 kFLOP"), (22.04e9, "22.0 GFLOP"), (9.999e9, "10.0 GFLOP"),
+        (695.8e9, "696 GFLOP"), (99.96e9, "100 GFLOP"), (999.7e9, "1.00 TFLOP"), (3.5e15, "3.50 PFLOP"),
+    ],
+)  # fmt: skip
+def test_work_is_told_in_three_digits(work: float, text: str) -> None:
+    assert human_flops(work) == text

@@ -140,6 +140,8 @@ def test_a_step_costs_what_was_predicted(registry: Registry, family: str, arm: s
         # Products are counted and not estimated: the model is exact.
         assert found.predicted.flops == (found.measured.forward, found.measured.backward)
         assert found.predicted.kept == pytest.approx(found.measured.activations, rel=0.01)
+        for name in ("weights", "gradients", "optimizer"):
+            assert getattr(found.predicted, name) == pytest.approx(getattr(found, name), rel=0.02)
 
 
 @pytest.mark.parametrize(("family", "arm"), list(product(("bert", "gpt2", "llama"), ("full", "lora", "bias"))))

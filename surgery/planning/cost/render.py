@@ -13,12 +13,16 @@ _INDENT = "  "
 
 
 def human_flops(work: float) -> str:
-    """Return floating-point operations in decimal units, e.g. `22.0 GFLOP`."""
+    """Return floating-point operations in decimal units with three digits, e.g. `22.0 GFLOP`."""
     for unit in ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"):
-        if abs(work) < 1000:
-            return f"{work:.0f} {unit}" if unit == "FLOP" else f"{work:.1f} {unit}"
+        if abs(work) < 999.5:
+            return f"{work:.0f} {unit}" if unit == "FLOP" or abs(work) >= 99.95 else f"{_digits(work)} {unit}"
         work /= 1000
-    return f"{work:.1f} PFLOP"
+    return f"{_digits(work)} PFLOP"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.1f}" if abs(value) >= 9.995 else f"{value:.2f}"
 
 
 def render_cost(cost: Cost) -> str:
