@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from surgery.adapter.parts import add_update as add_update
     from surgery.adapter.parts import spread_parts as spread_parts
     from surgery.adapter.replacement import ReplacementAdapter as ReplacementAdapter
+    from surgery.adapter.work import Work as Work
     from surgery.architecture import Architecture as Architecture
     from surgery.architecture import Part as Part
     from surgery.architecture import Site as Site
@@ -78,6 +79,7 @@ _DOOR = {
     "Twin": "surgery.registry",
     "Twins": "surgery.registry",
     "When": "surgery.architecture",
+    "Work": "surgery.adapter.work",
     "add_update": "surgery.adapter.parts",
     "compare": "surgery.report:compare_and_report",
     "diff_checkpoints": "surgery.checkpoint.diff",

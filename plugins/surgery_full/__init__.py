@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from surgery import AdapterType, Options, Site, hookimpl
+from surgery import AdapterType, Options, Site, Work, hookimpl
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,9 @@ class Full(AdapterType[Options]):
 
     def trainable_dtype(self, site: Site) -> str:
         return site.dtype
+
+    def work(self, site: Site, options: Options) -> Work:
+        return Work(replaces=True)
 
     def build(
         self, site: Site, options: Options, pristine: Mapping[str, torch.Tensor], generator: torch.Generator

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from surgery import AdapterType, Options, Site, hookimpl
+from surgery import AdapterType, Options, Site, Work, hookimpl
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +53,9 @@ class Lora(AdapterType[LoraOptions]):
     def parameters(self, site: Site, options: LoraOptions) -> int:
         pairs = site.experts if site.experts and options.experts == "separate" else 1
         return pairs * options.rank * (site.fan_in + site.fan_out) + (site.fan_out if options.bias else 0)
+
+    def work(self, site: Site, options: LoraOptions) -> Work | None:
+        return None if options.bias else Work(rank=options.rank, dropout=options.dropout)
 
     def build(
         self, site: Site, options: LoraOptions, pristine: Mapping[str, torch.Tensor], generator: torch.Generator

@@ -47,16 +47,14 @@ class LoraAdapter(Adapter):
         first = group[0]
         if first.site.host == "embedding":
             return add_update(output, F.embedding(inputs, first.A.t()), first.B, first.scale)
-        x = inputs if inputs.dtype == first.A.dtype else inputs.to(first.A.dtype)
         # One mask and one skinny product for all parts of one fused weight: they share their input.
-        x = F.dropout(x, first.dropout, first.training) if first.dropout else x
+        x = F.dropout(inputs.to(first.A.dtype), first.dropout, first.training)
         if first.site.slice is None:
             return add_update(output, F.linear(x, first.A), first.B, first.scale, first.bias)
-        low = F.linear(x, torch.cat([adapter.A for adapter in group]))
         spread = spread_parts([(adapter.site, adapter.B) for adapter in group], output.shape[-1])
         biases = [(adapter.site, adapter.bias.unsqueeze(1)) for adapter in group if adapter.bias is not None]
         bias = spread_parts(biases, output.shape[-1]).sum(1) if biases else None
-        return add_update(output, low, spread, first.scale, bias)
+        return add_update(output, F.linear(x, torch.cat([adapter.A for adapter in group])), spread, first.scale, bias)
 
 
 def _initial(options: LoraOptions, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

@@ -3,11 +3,12 @@
 from typing import TYPE_CHECKING
 
 from surgery.adapter.kind import AdapterType
+from surgery.adapter.work import Work
 
 if TYPE_CHECKING:
     from surgery.adapter.module import Adapter as Adapter
 
-__all__ = ["Adapter", "AdapterType"]
+__all__ = ["Adapter", "AdapterType", "Work"]
 
 
 def __getattr__(name: str) -> object:

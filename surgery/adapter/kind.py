@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from surgery.adapter.work import Work
 from surgery.architecture import Site
 from surgery.spec import Options
 
@@ -72,6 +73,10 @@ class AdapterType(ABC, Generic[OptionsT]):
                 the host stores; parts of fused weights are cut out. Each look-up is a copy of the caller's own.
             generator: a CPU generator seeded from (seed, site) alone. Every random draw must come from it, in `build`.
         """
+
+    def work(self, site: Site, options: OptionsT) -> Work | None:
+        """Return what the adapter computes in a training step, for cost models; None where it cannot be said so."""
+        return None
 
     def defaults(self) -> Mapping[str, Any]:
         """Return options that `surgery.testing` uses where the type has required ones."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,11 +12,22 @@ from surgery.cli.call import Call, shell
 from surgery.cli.complete import spec_files
 
 if TYPE_CHECKING:
-    from surgery.planning import Plan
+    from surgery.planning import Anatomy, Inventory, Plan
+    from surgery.planning.cost import Batch
     from surgery.registry import Registry
     from surgery.spec import Spec
 
 __all__ = ["EXAMPLES", "plan"]
+
+_BATCH, _LENGTH = 16, 128
+
+
+class Device(StrEnum):
+    """Where a step runs."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
 
 EXAMPLES = "Example:  surgery plan specs/bert-lora-qv.yaml roberta-base"
 
@@ -37,6 +49,24 @@ def plan(
             "--from-headers", help="Read the checkpoint's headers only: no task head, and no import of torch."
         ),
     ] = False,
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Also predict the work and the memory of one training step.")
+    ] = False,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size", metavar="N", min=1, help="With --cost: examples of a step; else the spec's, or 16."
+        ),
+    ] = None,
+    length: Annotated[
+        int | None,
+        typer.Option(
+            "--length", metavar="N", min=1, help="With --cost: tokens of an example; else the task's most, or 128."
+        ),
+    ] = None,
+    device: Annotated[
+        Device, typer.Option("--device", help="With --cost: where the step runs; kernels keep different things.")
+    ] = Device.CPU,
 ) -> None:
     """Show what a spec does to a model: who wins which weight, what is trained, and what it costs.
 
@@ -46,12 +76,24 @@ def plan(
     from surgery.cli.models import known_model
     from surgery.planning import render_plan
 
+    if not cost and (batch_size is not None or length is not None or device is not Device.CPU):
+        raise typer.BadParameter("--batch-size, --length and --device go with --cost")
     registry = call.registry()
     found = read_spec(spec, registry)
     subject = known_model(_subject(found, spec, model), registry)
     with placing(spec):
-        decided = _plan(found, subject, registry, from_headers)
-    call.answer(decided.to_dict(), render_plan(decided), _style)
+        model_found, described, decided = _plan(found, subject, registry, from_headers)
+    plain, text = decided.to_dict(), render_plan(decided)
+    if cost:
+        from surgery.planning.cost import predict, render_cost
+        from surgery.planning.sites import sites_of
+
+        batch = _batch(found, model_found, batch_size, length)
+        precision = found.training.precision if found.training else "fp32"
+        sites = sites_of(model_found, described.architecture)
+        told = predict(decided, model_found, sites, registry, batch, device=device.value, precision=precision)
+        plain, text = {**plain, "cost": told.to_dict()}, f"{text}\n\n{render_cost(told)}"
+    call.answer(plain, text, _style)
     if decided.head_parameters and decided.origin == "config":
         call.note("the head is planned with the labels of the model's configuration; training sizes it by the data")
     if decided.origin == "config" and found.task is not None and call.is_talkative:
@@ -77,25 +119,39 @@ def _subject(spec: Spec, path: Path, model: str | None) -> str:
     return spec.model.ref
 
 
-def _plan(spec: Spec, subject: str, registry: Registry, from_headers: bool) -> Plan:
+def _batch(spec: Spec, found: Inventory, size: int | None, length: int | None) -> Batch:
+    """Return what was asked for; where nothing was, what the spec trains on."""
+    from surgery.planning.cost import Batch
+
+    most = found.settings.get("max_position_embeddings")
+    wanted = dict(spec.task.options).get("max_length") if spec.task else None
+    if length is None:
+        length = wanted if isinstance(wanted, int) else _LENGTH
+        length = min(length, most) if isinstance(most, int) and most > 0 else length
+    return Batch(size or (spec.training.batch_size if spec.training else _BATCH), length)
+
+
+def _plan(spec: Spec, subject: str, registry: Registry, from_headers: bool) -> tuple[Inventory, Anatomy, Plan]:
     from surgery.errors import CheckpointError
-    from surgery.planning import plan as make_plan
+    from surgery.planning import anatomy, decide, inventory
     from surgery.planning.headers import check_index
 
     if from_headers:
         check_index(Path(subject))  # else a folder whose shards are missing would be told to have no headers
     has_head = spec.task is not None and not from_headers
     auto_class = registry.task(spec.task.kind).auto_class if has_head and spec.task else None
-    decided = make_plan(spec, subject, registry, auto_class=auto_class)
+    found = inventory(subject, registry, auto_class=auto_class)
+    described = anatomy(found, registry)
+    decided = decide(spec, found, described, registry)
     if from_headers and decided.origin != "headers":
         raise CheckpointError(
             "there are no safetensors headers to read", subject, "leave --from-headers out to use the configuration"
         )
-    return decided
+    return found, described, decided
 
 
 def _style(line: str) -> str:
-    for start, style in (("plan ", "bold"), ("rules[", "bold cyan"), ("trainable", "bold green")):
+    for start, style in (("plan ", "bold"), ("rules[", "bold cyan"), ("trainable", "bold green"), ("cost ", "bold")):
         if line.startswith(start):
             return style
     return ""

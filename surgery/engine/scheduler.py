@@ -15,7 +15,18 @@ from typing import Protocol, TypeVar
 
 from surgery.errors import Problem, SurgeryError, TrainingError
 
-__all__ = ["InProcess", "JobT", "LocalPool", "ResultT", "Scheduler", "Titled", "local_engine", "named", "width"]
+__all__ = [
+    "InProcess",
+    "JobT",
+    "LocalPool",
+    "ResultT",
+    "Scheduler",
+    "Titled",
+    "local_engine",
+    "named",
+    "one_thread",
+    "width",
+]
 
 
 class Titled(Protocol):
@@ -53,7 +64,7 @@ class InProcess:
     def map(self, work: Callable[[JobT], ResultT], jobs: Sequence[JobT]) -> Iterator[tuple[JobT, ResultT]]:
         """See `Scheduler.map`."""
         for job in jobs:
-            with _one_thread():
+            with one_thread():
                 try:
                     result = work(job)
                 except Exception as error:  # whatever a plugin raises, the user needs to know in which cell
@@ -204,7 +215,7 @@ def _follow_parent() -> None:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """One torch thread inside the block: the order of sums, and so the bits, must not depend on the engine."""
     import torch
 

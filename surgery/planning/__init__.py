@@ -1,5 +1,6 @@
 """What will change, decided before a byte changes."""
 
+from surgery.planning.inventory import Inventory
 from surgery.planning.make import Anatomy, Draft, anatomy, decide, draft_architecture, inventory, plan, sites
 from surgery.planning.outline import Outline, outline
 from surgery.planning.plan import Edit, Plan, RuleOutcome
@@ -10,6 +11,7 @@ __all__ = [
     "Anatomy",
     "Draft",
     "Edit",
+    "Inventory",
     "Outline",
     "Plan",
     "RuleOutcome",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from surgery.adapter import AdapterType
+from surgery.adapter import AdapterType, Work
 from surgery.architecture import Site
 from surgery.errors import PluginError, SurgeryError
 from surgery.planning.inventory import DTYPE_BYTES
@@ -60,6 +60,15 @@ class Asked:
         if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
             raise self._refused("companions", site, "a tuple of names", names)
         return tuple(names)
+
+    def work(self, site: Site, options: Options) -> Work | None:
+        try:
+            told = self._kind.work(site, options)
+        except Exception as error:
+            raise self._failed("work", site, error) from error
+        if told is not None and not isinstance(told, Work):
+            raise self._refused("work", site, "a Work or None", told)
+        return told
 
     def _failed(self, method: str, site: Site, error: Exception) -> SurgeryError:
         if isinstance(error, SurgeryError):  # the plugin's own words, for the user

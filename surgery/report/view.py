@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from surgery.report import numbers
+from surgery.report.costs import Costs, costs
 from surgery.report.palette import Look, looks
+from surgery.report.table import Cell, TableRow
 from surgery.report.weights import WeightTable, weight_table
 from surgery.study import Comparison, Row, Summary
 from surgery.study.audit import Check
@@ -32,28 +34,6 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """One cell of the table: the number, smaller lines below it, badges, and whether it is red."""
-
-    text: str
-    notes: tuple[str, ...] = ()
-    badges: tuple[str, ...] = ()
-    bad: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class TableRow:
-    """One row of the table: its head, and one cell for each column."""
-
-    label: str
-    kind: str
-    colour: str
-    flag: str
-    word: str
-    cells: tuple[Cell, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Numbers:
     """One CSV file as a table on the page."""
 
@@ -76,6 +56,7 @@ class View:
     rows: tuple[TableRow, ...]
     table_caption: str
     weights: WeightTable
+    costs: Costs
     checks: tuple[Check, ...]
     notes: tuple[str, ...]
     tables: tuple[Numbers, ...]
@@ -90,6 +71,7 @@ _LONG_GRID = 4
 
 _TITLES = {
     "arms": "One line per arm",
+    "costs": "Costs, predicted and measured",
     "runs": "One line per run",
     "learning_rates": "Learning rates",
     "curves": "Loss curves",
@@ -127,6 +109,7 @@ def view(comparison: Comparison) -> View:
         rows=tuple(_row(summary, row, unit, colours[row.arm]) for row in summary.rows),
         table_caption=_caption(summary),
         weights=weight_table(comparison),
+        costs=costs(summary, colours),
         checks=summary.checks,
         notes=summary.notes,
         tables=_tables(tables(summary, comparison.records)),

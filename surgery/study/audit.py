@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from surgery.study.predicted import FAR, apart
 from surgery.study.record import CellRecord
 from surgery.study.spec import FROZEN, StudySpec
 from surgery.study.verdict import ENOUGH_SEEDS, FEWEST_SEEDS
@@ -64,6 +65,7 @@ def audit(study: StudySpec, records: Sequence[CellRecord], edges: Sequence[str])
         _round_trip(final),
         _same("software versions", records, lambda record: _flat(record["versions"])),
         _machines(records),
+        _predicted(study, final),
     )
 
 
@@ -238,3 +240,22 @@ def _machines(records: Sequence[CellRecord]) -> Check:
     if len(found) > 1:
         return Check(name, "warn", f"{len(found)} kinds of machine: times are not comparable", blocks=False)
     return Check(name, "pass", "times were taken on one kind of machine", blocks=False)
+
+
+def _predicted(study: StudySpec, final: Sequence[CellRecord]) -> Check:
+    name = "cost as predicted"
+    by_arm = {record["arm"]: record for record in reversed(final) if record.get("cost")}
+    if not by_arm:
+        return _none(name, "not measured")
+    far = {arm: apart(record["memory"], record.get("cost")) for arm, record in by_arm.items()}
+    told = [f"{study.label(arm)}: {', '.join(names)}" for arm, names in far.items() if names]
+    if told:
+        return Check(
+            name, "warn", f"more than {FAR * 100:.0f} % from what was measured: {'; '.join(told)}", blocks=False
+        )
+    unknown = {cost["predicted"]["why"] for record in by_arm.values() if (cost := record.get("cost"))} - {""}
+    if unknown:
+        return _none(name, f"not predicted: {'; '.join(sorted(unknown))}")
+    return Check(
+        name, "pass", f"work and memory of every arm within {FAR * 100:.0f} % of what was measured", blocks=False
+    )

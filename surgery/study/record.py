@@ -7,6 +7,8 @@ from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
+from surgery.study.predicted import StepCost
+
 __all__ = [
     "Budget",
     "CellRecord",
@@ -102,7 +104,8 @@ class Timing(TypedDict):
     """Seconds.
 
     A step is forward, backward and optimizer: the median and quartiles of its wall time without the warm-up steps, and
-    the median of its CPU time, which other processes on the machine do not stretch.
+    the median of its CPU time, which other processes on the machine do not stretch. `device_peak` is the most bytes
+    that a GPU held while training; it may differ between equal runs.
     """
 
     step: float | None
@@ -110,6 +113,7 @@ class Timing(TypedDict):
     step_high: float | None
     step_cpu: float | None
     total: float
+    device_peak: NotRequired[int]
 
 
 class CellRecord(TypedDict):
@@ -137,6 +141,7 @@ class CellRecord(TypedDict):
     merge: Merge | None
     forgetting: Lost | None
     memory: Memory | None
+    cost: NotRequired[StepCost | None]
     budget: Budget
     hashes: dict[str, str]
     majority: Majority | None

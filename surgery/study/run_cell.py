@@ -19,14 +19,16 @@ from surgery.engine.scheduler import named
 from surgery.errors import CheckpointError, DataError
 from surgery.registry import Registry
 from surgery.study.cells import Cell
+from surgery.study.predicted import step_cost
 from surgery.study.record import Budget, CellRecord, CurvePoint, Lost, Majority, Memory, Timing
+from surgery.study.turns import Turns, take_turns
 from surgery.study.weights import changed_weights
 
 if TYPE_CHECKING:
     from surgery.operation import Operation
     from surgery.training import Evaluation, FitResult, Session
 
-__all__ = ["ADAPTERS", "CellRunner", "forget_sessions", "preflight", "run_cell", "versions"]
+__all__ = ["ADAPTERS", "CellRunner", "clocked", "forget_sessions", "preflight", "run_cell", "versions"]
 
 ADAPTERS = "adapters"
 """Folder, inside a study's, of the adapter checkpoints of final runs."""
@@ -63,6 +65,16 @@ def preflight(cells: Sequence[Cell], registry: Registry) -> None:
             raise
         except Exception as error:
             raise named(cell, error) from error
+
+
+def clocked(cells: Sequence[Cell], registry: Registry) -> dict[str, Turns]:
+    """Return arm -> times of its steps and forward passes: one cell of each arm that trains takes turns.
+
+    Raises:
+        SurgeryError: what went wrong.
+    """
+    arms = {cell.arm: cell for cell in cells if cell.trains}
+    return take_turns(list(arms.values()), lambda cell: _session(cell, registry))
 
 
 def forget_sessions() -> None:
@@ -228,6 +240,7 @@ def _record(
         merge=None,
         forgetting=None,
         memory=None if result is None else _memory(result),
+        cost=None if result is None else step_cost(session, result),
         budget=Budget(
             examples=result.examples if result else 0,
             tokens=result.tokens if result else 0,
@@ -279,7 +292,10 @@ def _timing(result: FitResult | None) -> Timing:
     if result is None or not result.step_times.seconds:
         return Timing(step=None, step_low=None, step_high=None, step_cpu=None, total=0.0)
     times = result.step_times
-    return Timing(step=times.median, step_low=times.p25, step_high=times.p75, step_cpu=times.cpu_median, total=0.0)
+    timing = Timing(step=times.median, step_low=times.p25, step_high=times.p75, step_cpu=times.cpu_median, total=0.0)
+    if "device_peak" in result.memory:
+        timing["device_peak"] = result.memory["device_peak"]
+    return timing
 
 
 def _hashes(session: Session, result: FitResult | None) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -18,10 +18,11 @@ from surgery.study.choose import Choice, choose_rates
 from surgery.study.overview import overview
 from surgery.study.record import CellRecord
 from surgery.study.results import RESULTS, STUDY, Results, read_records, write_atomically
-from surgery.study.run_cell import CellRunner, forget_sessions, preflight, versions
+from surgery.study.run_cell import CellRunner, clocked, forget_sessions, preflight, versions
 from surgery.study.spec import StudySpec, load_study
 from surgery.study.summary import Summary, summarise
 from surgery.study.tables import write_tables
+from surgery.study.turns import Turns, read_turns, write_turns
 from surgery.study.words import sentence
 
 __all__ = ["SUMMARY", "Comparison", "Progress", "compare", "read_comparison"]
@@ -110,7 +111,11 @@ def compare(
                 owned.close()
         results.settle([cell.key for cell in order])
         records = _typed([results.records[cell.key] for cell in order])
-        summary = summarise(study, records, choices, _score(study, registry))
+        turns = read_turns(folder, study.hash)
+        # What an earlier version finished stays as it was; its model may be far away.
+        if turns is None and all("cost" in record for record in records):
+            turns = _clock(study, order, registry, folder, progress)
+        summary = summarise(study, records, choices, _score(study, registry), turns)
         write_atomically(folder / SUMMARY, _json(summary))
         write_atomically(folder / WRITTEN, study.to_yaml())
         write_tables(folder / "tables", summary, records)
@@ -221,6 +226,17 @@ class _Driver:
     def _tell(self, done: int, total: int, description: str) -> None:
         if self.progress is not None:
             self.progress(done, total, description)
+
+
+def _clock(
+    study: StudySpec, order: Sequence[Cell], registry: Registry, folder: Path, progress: Progress | None
+) -> Mapping[str, Turns]:
+    """Have the arms take turns on the clock, when nothing else of the study runs any more, and keep what it says."""
+    if progress is not None:
+        progress(len(order), len(order), "arms take turns on the clock")
+    turns = clocked([cell for cell in order if cell.phase == "final"], registry)
+    write_turns(folder, study.hash, turns)
+    return turns
 
 
 def _most_cells(study: StudySpec) -> int:

@@ -11,9 +11,11 @@ import numpy as np
 from surgery.study.audit import Check, audit, blocking, untrained
 from surgery.study.choose import Choice
 from surgery.study.measure import Measure, Score, measure
+from surgery.study.predicted import StepCost, apart
 from surgery.study.record import CellRecord, Memory, MetricInfo
 from surgery.study.spec import FROZEN, MAJORITY, StudySpec
 from surgery.study.statistics import Estimate, Interval, Paired, across_seeds, holm, mcnemar, paired
+from surgery.study.turns import Clock, Turns
 from surgery.study.verdict import Verdict, judge
 
 __all__ = ["Kind", "Row", "Summary", "summarise"]
@@ -36,7 +38,10 @@ class Row:
         verdict: of the pair.
         step, step_low, step_high, step_cpu: seconds of one training step: median and quartiles of the wall time, median
             of the CPU time; of each the median over seeds.
+        clock: times of steps and forward passes while arms took turns; `step` and its like are then the clock's own.
         memory: bytes by component.
+        cost, apart: work of the first batch's step, measured and predicted, and which predictions are far off.
+        device_peak: most bytes that a GPU held while training, over seeds.
         checkpoint_bytes: size of the adapter checkpoint's files.
         elements, differ: numbers compared in merge round trips, and those whose bits changed.
         logit_change: largest change of a logit by merging, over seeds.
@@ -68,7 +73,11 @@ class Row:
     step_low: float | None = None
     step_high: float | None = None
     step_cpu: float | None = None
+    clock: Clock | None = None
     memory: Memory | None = None
+    cost: StepCost | None = None
+    apart: tuple[str, ...] = ()
+    device_peak: int | None = None
     checkpoint_bytes: int | None = None
     elements: int | None = None
     differ: int | None = None
@@ -127,6 +136,7 @@ def summarise(
     records: Sequence[CellRecord],
     choices: Sequence[Choice],
     score: Score | None = None,
+    turns: Mapping[str, Turns] | None = None,
 ) -> Summary:
     """Return the numbers of a finished study. Deterministic: equal records give an equal summary.
 
@@ -135,6 +145,7 @@ def summarise(
         records: every finished cell.
         choices: the learning rate of each arm.
         score: the task's metrics from per-item arrays, for metrics that are no mean over items.
+        turns: arm -> what the clock said; without it, times are those of the runs themselves.
     """
     final = [record for record in records if record["phase"] == "final"]
     metric = final[0]["metric"]
@@ -142,6 +153,7 @@ def summarise(
     checks = audit(study, records, [study.label(choice.arm) for choice in choices if choice.edge])
     measured = measure(final, metric["name"], seeds, study.resamples, score)
     rows = [_row(study, arm, final, choices) for arm in _order(study, final)]
+    rows = [_clocked(row, (turns or {}).get(row.arm)) for row in rows]
     pairs = {arm: _pair(measured, arm, study) for arm in measured.arms if arm != study.reference}
     rows = _judged(study, metric, rows, pairs, blocking(checks))
     return Summary(
@@ -201,6 +213,9 @@ def _row(study: StudySpec, arm: str, final: Sequence[CellRecord], choices: Seque
         step_high=_median([record["timing"]["step_high"] for record in own]),
         step_cpu=_median([record["timing"]["step_cpu"] for record in own]),
         memory=first["memory"],
+        cost=first.get("cost"),
+        apart=apart(first["memory"], first.get("cost")),
+        device_peak=max((record["timing"].get("device_peak", 0) for record in own), default=0) or None,
         checkpoint_bytes=first["checkpoint_bytes"] if first["trains"] else None,
         elements=sum(trip["elements"] for trip in trips) if trips else None,
         differ=sum(trip["differ"] for trip in trips) if trips else None,
@@ -208,6 +223,17 @@ def _row(study: StudySpec, arm: str, final: Sequence[CellRecord], choices: Seque
         flag=untrained(final).get(arm, ""),
     )
     return _with_forgetting(row, own)
+
+
+def _clocked(row: Row, turns: Turns | None) -> Row:
+    """Return the row with the clock's times: arms that took turns can be compared, whoever else used the machine."""
+    clock = Clock.of(turns)
+    if clock is None or clock.step is None or clock.step_cpu is None:
+        return row
+    step = clock.step
+    return replace(
+        row, clock=clock, step=step.median, step_low=step.low, step_high=step.high, step_cpu=clock.step_cpu.median
+    )
 
 
 def _with_forgetting(row: Row, own: Sequence[CellRecord]) -> Row:

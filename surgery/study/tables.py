@@ -25,6 +25,7 @@ def tables(summary: Summary, records: Sequence[CellRecord]) -> dict[str, Table]:
     """Return file name (without .csv) -> table. Units stand in the column names."""
     found = {
         "arms": _texts([_arm(row) for row in summary.rows]),
+        "costs": _texts([line for row in summary.rows for line in _costs(row)]),
         "runs": _texts([_run(record) for record in records]),
         "learning_rates": _texts(
             [
@@ -113,6 +114,38 @@ def _arm(row: Row) -> dict[str, Value]:
         "known_loss_after_nats": row.known_after,
         "flag": row.flag or None,
     }
+
+
+def _costs(row: Row) -> list[dict[str, Value]]:
+    """One line for each quantity that was predicted or measured; times have quartiles."""
+    lines: list[dict[str, Value]] = []
+
+    def line(
+        quantity: str, unit: str, predicted: Value, measured: Value, low: Value = None, high: Value = None
+    ) -> None:
+        far = quantity in row.apart if predicted is not None else None
+        lines.append(
+            {"arm": row.arm, "quantity": quantity, "unit": unit, "predicted": predicted, "measured": measured,
+             "measured_q1": low, "measured_q3": high, "far_off": far}
+        )  # fmt: skip
+
+    if row.cost is not None:
+        told = row.cost["predicted"]
+        line("forward", "FLOP", told["forward"], row.cost["forward"])
+        line("backward", "FLOP", told["backward"], row.cost["backward"])
+        if row.memory is not None:
+            line("weights", "bytes", told["weights"], row.memory["weights"])
+            line("gradients", "bytes", told["gradients"], row.memory["gradients"])
+            line("optimizer", "bytes", told["optimizer"], row.memory["optimizer"])
+            line("activations", "bytes", told["activations"], row.memory["activations"])
+    if row.device_peak is not None:
+        line("device_peak", "bytes", None, row.device_peak)
+    if row.clock is not None:
+        for name in ("step", "step_cpu", "base", "unmerged", "merged"):
+            spread = getattr(row.clock, name)
+            if spread is not None:
+                line(name, "ms", None, _milli(spread.median), _milli(spread.low), _milli(spread.high))
+    return lines
 
 
 def _run(record: CellRecord) -> dict[str, Value]:

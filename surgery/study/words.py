@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from surgery.study.predicted import StepCost
 from surgery.study.record import memory_total
 from surgery.study.statistics import Interval
 from surgery.study.summary import Row, Summary
@@ -120,6 +121,8 @@ def _costs(summary: Summary, row: Row, reference: Row) -> list[str]:
     if row.kind == "majority" or not row.share:
         return []
     parts = [f"trains {100 * row.share:.2f} % of the base's size"]
+    if row.cost and reference.cost:
+        parts.append(f"{_work(row.cost) / _work(reference.cost):.2f}x the floating-point operations of a step")
     if summary.clock == "cpu" and row.step_cpu and reference.step_cpu:
         parts.append(f"{row.step_cpu / reference.step_cpu:.2f}x the CPU time of a step")
     elif row.step and reference.step:
@@ -127,6 +130,10 @@ def _costs(summary: Summary, row: Row, reference: Row) -> list[str]:
     if row.memory and reference.memory:
         parts.append(f"{memory_total(row.memory) / memory_total(reference.memory):.2f}x the training memory")
     return [_sentence_case("; ".join(parts)) + "."]
+
+
+def _work(cost: StepCost) -> int:
+    return cost["forward"] + cost["backward"]
 
 
 def _count(number: int, noun: str) -> str:

@@ -20,6 +20,7 @@ from surgery.testing.check_factors import check_experts, check_factors
 from surgery.testing.check_fold import check_fold, check_replaces
 from surgery.testing.check_kind import check_kind
 from surgery.testing.check_order import check_adds, check_order
+from surgery.testing.check_work import check_work
 from surgery.testing.partners import PARTNERS
 from surgery.testing.state import assert_same_state, model_state
 from surgery.testing.toy import ToyModel, perturb, toy_registry
@@ -227,6 +228,6 @@ def _assert_equal(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Te
 
 # In this order: what is asked of one function comes before what shows in a whole model, so that the message is near.
 _CHECKS = (
-    check_fold, check_factors, check_adds, check_tensors, check_replaces, check_state, _check_attach, _check_seed,
-    check_draws, _check_merge, _check_composition, check_beside, _check_files, check_fresh,
+    check_fold, check_factors, check_work, check_adds, check_tensors, check_replaces, check_state, _check_attach,
+    _check_seed, check_draws, _check_merge, _check_composition, check_beside, _check_files, check_fresh,
 )  # fmt: skip

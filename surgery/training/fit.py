@@ -20,9 +20,9 @@ from surgery.spec import TrainingSpec
 from surgery.training.evaluation import Evaluation, evaluate, logits, refuse_silent
 from surgery.training.folders import check_seal, disk_errors
 from surgery.training.groups import parameter_groups
-from surgery.training.memory import optimizer_bytes, saved_activation_bytes, storage_bytes
+from surgery.training.memory import StepCost, measure_step, optimizer_bytes, storage_bytes
 from surgery.training.order import Order
-from surgery.training.result import FitResult, Progress, StepTimes
+from surgery.training.result import FirstBatch, FitResult, Progress, StepTimes
 from surgery.training.seeds import preserved_randomness
 from surgery.training.session import Session
 
@@ -80,13 +80,13 @@ def fit(  # noqa: PLR0913 - everything after the star is optional or named
         order = _order(session, training, seed)
         trainer = stack.enter_context(_trainer(session, operation, order, groups, arguments, progress))
         refuse_silent(session, operation, order, training.batch_size)
-        activations = _activations(trainer, order)
+        measured = _first_step(trainer, order)
         with _interruptible(trainer):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.recorder.drain(trainer._reduce)
         if trainer.watch.is_interrupted:
             raise KeyboardInterrupt
-        return _result(trainer, session, trainable, order, activations, time.perf_counter() - start)
+        return _result(trainer, session, trainable, order, measured, time.perf_counter() - start)
 
 
 def steps_of(session: Session, training: TrainingSpec) -> int:
@@ -191,15 +191,22 @@ def _trainer(
         model.eval()
 
 
-def _activations(trainer: OperationTrainer, order: Order) -> int:
+def _first_step(trainer: OperationTrainer, order: Order) -> tuple[StepCost, FirstBatch]:
+    """Measure the first batch's step, which is thrown away, and tell what was in it."""
     size = trainer.args.per_device_train_batch_size
     batch = trainer._prepare_inputs(trainer.session.collator([order[position] for position in range(size)]))
+    rows, length = batch["input_ids"].shape
+    mask = batch.get("attention_mask")
+    padded = mask is not None and not bool(mask.all())
 
     def compute(inputs: Any) -> torch.Tensor:
         with trainer.accelerator.autocast():
             return cast("torch.Tensor", trainer.compute_loss(trainer.session.model, dict(inputs)))
 
-    return saved_activation_bytes(trainer.session.model, compute, batch)
+    cost = measure_step(trainer.session.model, compute, batch)
+    if trainer.args.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(trainer.args.device)  # of this run, not of those before it
+    return cost, FirstBatch(rows, length, padded)
 
 
 @contextlib.contextmanager
@@ -225,14 +232,20 @@ def _logging_to(folder: Path, training: TrainingSpec) -> Iterator[None]:
 
 
 def _result(
-    trainer: OperationTrainer, session: Session, trainable: Any, order: Order, activations: int, seconds: float
+    trainer: OperationTrainer,
+    session: Session,
+    trainable: Any,
+    order: Order,
+    measured: tuple[StepCost, FirstBatch],
+    seconds: float,
 ) -> FitResult:
+    cost, first_batch = measured
     recorder, steps = trainer.recorder, trainer.state.global_step
     memory = {
         "weights": storage_bytes((*session.model.parameters(), *session.model.buffers())),
         "gradients": sum(parameter.numel() * parameter.element_size() for parameter in trainable.values()),
         "optimizer": optimizer_bytes(trainer.optimizer),
-        "activations": activations,
+        "activations": cost.activations,
     }
     if torch.cuda.is_available() and trainer.args.device.type == "cuda":
         memory["device_peak"] = torch.cuda.max_memory_allocated(trainer.args.device)
@@ -249,4 +262,6 @@ def _result(
         groups=tuple(group.info() for group in trainer.groups),
         seconds=seconds,
         diverged_at=recorder.diverged_at,
+        flops={"forward": cost.forward, "backward": cost.backward},
+        first_batch=first_batch,
     )

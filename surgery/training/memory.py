@@ -1,16 +1,18 @@
-"""Memory by component, counted from the tensors themselves: the same on every machine."""
+"""Memory by component and work of a step, counted from the tensors and the operations themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from surgery.training.seeds import preserved_randomness
 
-__all__ = ["optimizer_bytes", "saved_activation_bytes", "storage_bytes"]
+__all__ = ["StepCost", "flop_counter", "measure_step", "optimizer_bytes", "storage_bytes"]
 
 
 def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
@@ -30,10 +32,17 @@ def optimizer_bytes(optimizer: Any) -> int:
     )
 
 
-def saved_activation_bytes(
-    model: nn.Module, compute_loss: Callable[[Mapping[str, Any]], torch.Tensor], batch: Any
-) -> int:
-    """Return the bytes that the forward pass of `batch` saves for its backward pass, parameters not counted.
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """One step, measured: floating-point operations by PyTorch's counter, and bytes kept for the backward pass."""
+
+    forward: int
+    backward: int
+    activations: int
+
+
+def measure_step(model: nn.Module, compute_loss: Callable[[Mapping[str, Any]], torch.Tensor], batch: Any) -> StepCost:
+    """Run forward and backward of `batch` once and count, parameters not counted as activations.
 
     The pass is thrown away: no gradient, no random draw and no buffer of it stays.
     """
@@ -47,12 +56,46 @@ def saved_activation_bytes(
             saved[storage.data_ptr()] = storage
         return tensor
 
+    before = [(parameter, parameter.grad) for parameter in model.parameters() if parameter.requires_grad]
     was_training = model.training
     model.train()
     try:
-        with preserved_randomness(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = compute_loss(batch)
-        del loss
+        for parameter, _ in before:
+            parameter.grad = None
+        with preserved_randomness():
+            counter = flop_counter()
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), counter:
+                loss = compute_loss(batch)
+            activations = sum(storage.nbytes() for storage in saved.values())
+            saved.clear()
+            forward = counter.get_total_flops()
+            with (counter := flop_counter()):
+                loss.backward()  # type: ignore[no-untyped-call]
+        return StepCost(forward, counter.get_total_flops(), activations)
     finally:
+        for parameter, gradient in before:
+            parameter.grad = gradient
         model.train(was_training)
-    return sum(storage.nbytes() for storage in saved.values())
+
+
+def flop_counter() -> FlopCounterMode:
+    """Return PyTorch's counter, which also counts the fused attention of processors.
+
+    PyTorch has formulas for fused attention and does not apply them to the kernel for processors, whose products would
+    be counted as nothing.
+    """
+    kernel = "_scaled_dot_product_flash_attention_for_cpu"
+    own = {
+        getattr(torch.ops.aten, name): formula
+        for name, formula in ((kernel, _attention), (f"{kernel}_backward", _attention_backward))
+        if hasattr(torch.ops.aten, name)
+    }
+    return FlopCounterMode(display=False, custom_mapping=own)
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+
+def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_backward_flop_count(gradient, query, key, value))  # type: ignore[no-untyped-call]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-__all__ = ["FitResult", "GroupInfo", "Point", "Progress", "StepTimes"]
+__all__ = ["FirstBatch", "FitResult", "GroupInfo", "Point", "Progress", "StepTimes"]
 
 _WARM_UP = 3
 
@@ -71,6 +71,15 @@ class GroupInfo:
     weight_decay: float
 
 
+@dataclass(frozen=True, slots=True)
+class FirstBatch:
+    """Shape of the batch on which a step's cost is measured: examples, tokens of the longest, whether any is padded."""
+
+    examples: int
+    length: int
+    padded: bool
+
+
 @dataclass(frozen=True)
 class FitResult:
     """What one training run was.
@@ -87,6 +96,8 @@ class FitResult:
         groups: the optimizer's groups.
         seconds: wall time of the whole call, evaluations included; of a resumed run, of the last call.
         diverged_at: the first step whose loss is not finite; training stopped there.
+        flops: `forward` and `backward`: floating-point operations of the first batch, by PyTorch's counter.
+        first_batch: the batch on which `flops` and `activations` were measured.
     """
 
     history: tuple[Point, ...]
@@ -101,6 +112,8 @@ class FitResult:
     groups: tuple[GroupInfo, ...]
     seconds: float
     diverged_at: int | None = None
+    flops: Mapping[str, int] = field(default_factory=dict)
+    first_batch: FirstBatch | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON; numbers that are not finite become None."""

@@ -188,6 +188,45 @@ def test_plan_from_headers(invoke: Run, spec: Write, models: Path, golden: Golde
     golden("plan-headers", result.out + result.err)
 
 
+def test_plan_with_the_cost_of_a_step(invoke: Run, spec: Write, models: Path, golden: Golden) -> None:
+    path = spec(rf"{LORA}{chr(10)}  {HEAD}", TASK)
+    result = invoke("plan", path, models / "bert", "--cost", "--batch-size", 4, "--length", 8)
+    assert result.code == 0
+    golden("plan-cost", result.out + result.err)
+    told = json.loads(invoke("plan", path, models / "bert", "--cost", "--batch-size", 4, "--length", 8, "--json").out)
+    cost = told["cost"]
+    assert cost["batch"] == {"size": 4, "length": 8, "padded": False}
+    assert (cost["gradients"], cost["optimizer"]) == (told["bytes"]["gradients"], told["bytes"]["optimizer"])
+    assert cost["trainable"] == told["trainable"]["total"]
+    assert set(cost["activations"]) >= {"attention", "adapters", "norms"}
+    assert "cost" not in json.loads(invoke("plan", path, models / "bert", "--json").out)
+
+
+def test_the_cost_of_headers_is_that_of_the_configuration(invoke: Run, spec: Write, models: Path) -> None:
+    path = spec(r"- {role: attention\.(query|value), adapter: lora, rank: 2}")
+    for options in ((), ("--device", "cuda")):
+        asked = ("plan", path, models / "gpt2", "--cost", "--length", 8, *options, "--json")
+        plain = json.loads(invoke(*asked, "--from-headers").out)["cost"]
+        assert plain["why"] == ""
+        found = json.loads(invoke(*asked).out)["cost"]
+        assert {name: found[name] for name in ("forward", "backward")} == {
+            name: plain[name] for name in ("forward", "backward")
+        }
+
+
+def test_what_goes_with_cost_only(invoke: Run, spec: Write, models: Path) -> None:
+    for option in (("--batch-size", 4), ("--length", 8), ("--device", "cuda")):
+        result = invoke("plan", spec(LORA), models / "bert", *option)
+        assert result.code == 2
+        assert "go with --cost" in result.err
+
+
+def test_plan_says_what_it_cannot_predict(invoke: Run, spec: Write, models: Path) -> None:
+    result = invoke("plan", spec("- {role: attention.query, adapter: ia3}"), models / "bert", "--cost")
+    assert result.code == 0
+    assert "not predicted: the adapter 'ia3' does not say what it computes" in result.out
+
+
 def test_plan_tells_of_a_head_that_nobody_trains(invoke: Run, spec: Write, models: Path) -> None:
     def notes(rules: str, model: str, task: str) -> list[str]:
         result = invoke("plan", spec(rules, task), models / model)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from surgery import Adapter, AdapterType, Factors, Options, Site
+from surgery import Adapter, AdapterType, Factors, Options, Site, Work
 from surgery.errors import PluginError
 from surgery.testing import check_adapter
 
@@ -175,6 +175,17 @@ class SaysATuple(Says):
         return (self.s,)
 
 
+class RankOne(Rows):
+    """W + s 1^T, said as factors: correct."""
+
+    def factors(self, parameter: str) -> Any:
+        return Factors(down=torch.ones(1, self.site.fan_in), up=self.s.unsqueeze(1))
+
+    def fold(self, parameter: str, weight: torch.Tensor, pristine: torch.Tensor) -> torch.Tensor:
+        folded: torch.Tensor = self.factors(parameter).fold(weight)
+        return folded
+
+
 class Acts(Rows):
     """W + s 1^T by way of the output: correct, for `Plain`."""
 
@@ -233,6 +244,23 @@ class CountsExperts(OnExperts):
 
     def parameters(self, site: Site, options: Options) -> int:
         return site.fan_out * max(site.experts, 1)
+
+
+class SaysItReplaces(Kind):
+    def work(self, site: Site, options: Options) -> Any:
+        return Work(replaces=True)
+
+
+class SaysANumber(Kind):
+    def work(self, site: Site, options: Options) -> Any:
+        return 2
+
+
+class SaysAnotherRank(Kind):
+    adapter = RankOne
+
+    def work(self, site: Site, options: Options) -> Any:
+        return Work(rank=3)
 
 
 class Half(Kind):
@@ -313,6 +341,9 @@ MUTANTS: dict[str, tuple[Callable[[], Any], str]] = {
     "activate is not there": (kind(ActsNotAtAll), r"sets `activates` and does not implement `activate`"),
     "says other factors": (kind(SaysOtherwise), r"factors of SaysOtherwise on \S+ and its fold say different things"),
     "says a tuple": (kind(SaysATuple), r"factors of SaysATuple on \S+ must return Factors or None, not \("),
+    "says that it replaces": (SaysItReplaces, r"work\(\) says replaces=True on \S+, and Rows says otherwise"),
+    "says another rank": (SaysAnotherRank, r"work\(\) says rank 3 on \S+, and factors\(\) 1"),
+    "says a number": (SaysANumber, r"work\(\) must return a Work or None, not 2, on"),
     "counts experts wrongly": (CountsExperts, r"promises 18 on 3 experts of \(6, 4\) in a host of kind 'experts'"),
     "counts in halves": (Half, r"parameters\(\) must return a whole number, not \d+\.0"),
     "counts below zero": (Negative, r"parameters\(\) must not be negative, as -\d+ is"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from synthetic import make_record
+from synthetic import make_record, make_turns
 
 from surgery.registry import Registry, load_registry
 from surgery.study import study as driver
@@ -53,12 +53,13 @@ class Stub:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Within the block, studies run this stub and load no model."""
-        before = driver.CellRunner, driver.preflight
+        before = driver.CellRunner, driver.preflight, driver.clocked
         driver.CellRunner, driver.preflight = (lambda folder, registry: self), (lambda cells, registry: None)  # type: ignore[assignment,misc]
+        driver.clocked = lambda cells, registry: make_turns(cells)
         try:
             yield
         finally:
-            driver.CellRunner, driver.preflight = before  # type: ignore[misc]
+            driver.CellRunner, driver.preflight, driver.clocked = before  # type: ignore[misc]
 
     def begun(self) -> list[str]:
         """Keys of the cells that were begun, in order."""

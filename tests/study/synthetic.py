@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,22 @@ def make_record(cell: Cell, items: int = 800, classes: int = 8, **changes: Any) 
             "optimizer": 8 * (size + HEAD),
             "activations": {FROZEN: 60_000}.get(cell.arm, 68_000_000 + 30_000_000 * (cell.arm != "bias")),
         },
+        "cost": {
+            "examples": 16,
+            "length": 32,
+            "padded": True,
+            "forward": 11_000_000_000 + 60 * size,
+            "backward": {FROZEN: 20_000, "full": 22_100_000_000}.get(cell.arm, 11_100_000_000),
+            "predicted": {
+                "weights": 4 * (MODEL + size * (cell.arm != "full")),
+                "gradients": 4 * (size + HEAD),
+                "optimizer": 8 * (size + HEAD),
+                "activations": {FROZEN: 60_000}.get(cell.arm, 70_000_000 + 30_000_000 * (cell.arm != "bias")),
+                "forward": 11_000_000_000 + 60 * size,
+                "backward": {FROZEN: 20_000, "full": 22_100_000_000}.get(cell.arm, 11_100_000_000),
+                "why": "",
+            },
+        },
         "budget": {"examples": 3840, "tokens": 98_000 + cell.seed, "updates": 240},
         "hashes": {
             name: hashlib.sha256(f"{name}{cell.seed if name in ('order', 'head') else ''}".encode()).hexdigest()
@@ -157,6 +174,22 @@ def make_records(study: StudySpec, items: int = 800) -> list[dict[str, Any]]:
     tuning = [make_record(cell, items) for cell in tuning_cells(study)]
     rates = {choice.arm: choice.rate for choice in choose_rates(study, tuning)}  # type: ignore[arg-type]
     return [*tuning, *(make_record(cell, items) for cell in final_cells(study, rates))]
+
+
+def make_turns(cells: Sequence[Cell]) -> dict[str, Any]:
+    """What a clock might say of every arm that trains."""
+    found = {}
+    for arm in {cell.arm: cell for cell in cells if cell.trains}:
+        step = 0.2 + SIZES.get(arm, 1000) / 1e8
+        spread = [0.0, 0.004, 0.009, 0.002]
+        found[arm] = {
+            "step": [step + noise for noise in spread],
+            "step_cpu": [step - noise / 8 for noise in spread],
+            "base": [0.0160 + noise / 20 for noise in spread],
+            "unmerged": [0.0171 + noise / 20 for noise in spread],
+            "merged": [0.0161 + noise / 20 for noise in spread],
+        }
+    return found
 
 
 def make_summary(study: StudySpec, records: list[dict[str, Any]]) -> Summary:

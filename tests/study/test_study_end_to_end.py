@@ -13,7 +13,11 @@ from surgery.errors import PlanError, SpecError
 from surgery.registry import Registry, load_registry
 from surgery.report import build_report
 from surgery.study import Comparison, StudySpec, compare
+from surgery.study.cells import Cell
+from surgery.study.predicted import apart
 from surgery.study.results import without_timings
+from surgery.study.turns import take_turns
+from surgery.training import Session
 
 WORDS = [
     "the",
@@ -189,6 +193,64 @@ def test_what_changed_in_the_weights_is_measured_on_the_first_seed(compared: Com
         assert 0 < matrix["relative_norm"] < 10
         assert 1 <= matrix["found"]["entropy_rank"] <= 2
     assert 'id="weights"' in build_report(compared.folder).read_text("utf-8")
+
+
+def test_every_step_costs_what_was_predicted(compared: Comparison) -> None:
+    for record in compared.records:
+        cost = record["cost"]
+        assert cost is not None
+        told = cost["predicted"]
+        assert (told["forward"], told["backward"]) == (cost["forward"], cost["backward"])
+        assert record["memory"] is not None
+        assert told["activations"] == pytest.approx(record["memory"]["activations"], rel=0.1)
+        assert apart(record["memory"], cost) == ()
+        assert cost["examples"] == 8
+    checks = {check.name: check for check in compared.summary.checks}
+    assert checks["cost as predicted"].status == "pass"
+
+
+def test_arms_take_turns_and_leave_no_trace(compared: Comparison, registry: Registry) -> None:
+    for row in compared.summary.rows[:3]:
+        assert row.clock is not None
+        for name in ("step", "step_cpu", "base", "unmerged", "merged"):
+            spread = getattr(row.clock, name)
+            assert 0 < spread.low <= spread.median <= spread.high
+        assert row.step == row.clock.step.median  # type: ignore[union-attr]
+    kept = json.loads((compared.folder / "timings.json").read_text("utf-8"))
+    assert kept["study"] == compared.study.hash
+    assert set(kept["arms"]) == {"full", "lora", "frozen"}
+    before = (compared.folder / "timings.json").read_bytes()
+    again = compare(compared.study, compared.folder, registry=registry, workers=1)
+    assert (compared.folder / "timings.json").read_bytes() == before
+    assert again.summary == compared.summary
+
+
+def test_a_turn_gives_the_model_back(bert: str, data: dict[str, str], registry: Registry) -> None:
+    import torch
+
+    from surgery.study.cells import final_cells
+    from surgery.study.exact import Snapshot
+    from surgery.training import prepare
+
+    study = bert_study(bert, data)
+    cells = {cell.arm: cell for cell in final_cells(study, {"full": 3e-3, "lora": 1e-3})}
+    session = prepare(cells["full"].spec, registry, seed=1)
+    snapshot, state = Snapshot(session.model), torch.random.get_rng_state()
+    order: list[str] = []
+
+    def session_of(cell: Cell) -> Session:
+        order.append(cell.arm)
+        return session.with_spec(cell.spec, 1)
+
+    found = take_turns([cells["full"], cells["lora"]], session_of)
+    assert order == ["full", "lora", "lora", "full", "full", "lora", "lora", "full"]
+    assert snapshot.differing() == 0
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not session.model.training
+    assert all(parameter.grad is None for parameter in session.model.parameters())
+    for told in found.values():
+        assert len(told["step"]) == len(told["step_cpu"]) >= 8
+        assert len(told["base"]) == len(told["unmerged"]) == len(told["merged"]) == 40
 
 
 def test_the_saved_adapter_is_the_one_that_was_scored(compared: Comparison, registry: Registry) -> None:

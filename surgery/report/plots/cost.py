@@ -33,6 +33,7 @@ def memory(comparison: Comparison, looks: Looks) -> Drawing | None:
                 label = name if place == 0 else None
                 axes.barh(place, value / _MIB, 0.62, start, color=colour, edgecolor=SURFACE, linewidth=0.6, label=label)
                 start += value / _MIB
+            _outline(axes, place, row)
             axes.annotate(
                 size(memory_total(row.memory)),
                 (start, place),
@@ -49,7 +50,7 @@ def memory(comparison: Comparison, looks: Looks) -> Drawing | None:
         "Memory of a training step",
         "Measured from the tensors themselves: weights (the untouched base and the adapters; an arm that replaces "
         "weights holds both), gradients, optimizer state, and activations kept for the backward pass of the first "
-        f"batch. One run of each arm; {sample(comparison.summary, items=False)}",
+        f"batch. Dashed: predicted by the cost model. One run of each arm; {sample(comparison.summary, items=False)}",
         spoken,
         draw,
         height=1.3 + 0.46 * len(rows),
@@ -86,7 +87,8 @@ def step_time(comparison: Comparison, looks: Looks) -> Drawing | None:
     return Drawing(
         "time",
         "Time of a training step",
-        "Forward, backward and optimizer: median and quartiles of the wall time after warm-up, the median over seeds. "
+        "Forward, backward and optimizer: median and quartiles of the wall time after warm-up"
+        f"{', the median over seeds' if any(row.clock is None for row in rows) else ''}. "
         "Diamond: median CPU time, which other programs on the machine do not stretch. Arms took turns. "
         f"{sample(comparison.summary, items=False)}",
         spoken,
@@ -106,6 +108,18 @@ def _parts(memory: Memory) -> tuple[tuple[str, int], ...]:
         ("optimizer", memory["optimizer"]),
         ("activations", memory["activations"]),
     )
+
+
+def _outline(axes: Axes, place: int, row: Row) -> None:
+    """Draw what was predicted over what was measured, where all of it was predicted."""
+    told = row.cost["predicted"] if row.cost else None
+    if told is None or told["activations"] is None:
+        return
+    start = 0.0
+    for value in (told["weights"], told["gradients"], told["optimizer"], told["activations"]):
+        width = value / _MIB
+        axes.barh(place, width, 0.78, start, fill=False, edgecolor=INK, linewidth=0.9, linestyle=(0, (3, 2)))
+        start += width
 
 
 def _bars(axes: Axes, rows: list[Row], label: str) -> None:
