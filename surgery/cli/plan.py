@@ -12,8 +12,8 @@ from surgery.cli.call import Call, shell
 from surgery.cli.complete import spec_files
 
 if TYPE_CHECKING:
-    from surgery.planning import Anatomy, Inventory, Plan
-    from surgery.planning.cost import Batch
+    from surgery.planning import Inventory, Plan
+    from surgery.planning.cost import Batch, Cost
     from surgery.registry import Registry
     from surgery.spec import Spec
 
@@ -82,16 +82,12 @@ def plan(
     found = read_spec(spec, registry)
     subject = known_model(_subject(found, spec, model), registry)
     with placing(spec):
-        model_found, described, decided = _plan(found, subject, registry, from_headers)
+        decided = _plan(found, subject, registry, from_headers)
     plain, text = decided.to_dict(), render_plan(decided)
     if cost:
-        from surgery.planning.cost import predict, render_cost
-        from surgery.planning.sites import sites_of
+        from surgery.planning.cost import render_cost
 
-        batch = _batch(found, model_found, batch_size, length)
-        precision = found.training.precision if found.training else "fp32"
-        sites = sites_of(model_found, described.architecture)
-        told = predict(decided, model_found, sites, registry, batch, device=device.value, precision=precision)
+        told = _cost(decided, subject, registry, batch_size, length, device)
         plain, text = {**plain, "cost": told.to_dict()}, f"{text}\n\n{render_cost(told)}"
     call.answer(plain, text, _style)
     if decided.head_parameters and decided.origin == "config":
@@ -119,6 +115,20 @@ def _subject(spec: Spec, path: Path, model: str | None) -> str:
     return spec.model.ref
 
 
+def _cost(plan: Plan, subject: str, registry: Registry, size: int | None, length: int | None, device: Device) -> Cost:
+    from surgery.planning import anatomy, inventory
+    from surgery.planning.cost import predict
+    from surgery.planning.sites import sites_of
+
+    spec = plan.spec
+    auto_class = registry.task(spec.task.kind).auto_class if spec.task and plan.origin != "headers" else None
+    found = inventory(subject, registry, auto_class=auto_class)
+    sites = sites_of(found, anatomy(found, registry).architecture)
+    precision = spec.training.precision if spec.training else "fp32"
+    batch = _batch(spec, found, size, length)
+    return predict(plan, found, sites, registry, batch, device=device.value, precision=precision)
+
+
 def _batch(spec: Spec, found: Inventory, size: int | None, length: int | None) -> Batch:
     """Return what was asked for; where nothing was, what the spec trains on."""
     from surgery.planning.cost import Batch
@@ -131,23 +141,21 @@ def _batch(spec: Spec, found: Inventory, size: int | None, length: int | None) -
     return Batch(size or (spec.training.batch_size if spec.training else _BATCH), length)
 
 
-def _plan(spec: Spec, subject: str, registry: Registry, from_headers: bool) -> tuple[Inventory, Anatomy, Plan]:
+def _plan(spec: Spec, subject: str, registry: Registry, from_headers: bool) -> Plan:
     from surgery.errors import CheckpointError
-    from surgery.planning import anatomy, decide, inventory
+    from surgery.planning import plan as make_plan
     from surgery.planning.headers import check_index
 
     if from_headers:
         check_index(Path(subject))  # else a folder whose shards are missing would be told to have no headers
     has_head = spec.task is not None and not from_headers
     auto_class = registry.task(spec.task.kind).auto_class if has_head and spec.task else None
-    found = inventory(subject, registry, auto_class=auto_class)
-    described = anatomy(found, registry)
-    decided = decide(spec, found, described, registry)
+    decided = make_plan(spec, subject, registry, auto_class=auto_class)
     if from_headers and decided.origin != "headers":
         raise CheckpointError(
             "there are no safetensors headers to read", subject, "leave --from-headers out to use the configuration"
         )
-    return found, described, decided
+    return decided
 
 
 def _style(line: str) -> str:
