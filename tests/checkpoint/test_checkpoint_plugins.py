@@ -1,0 +1,136 @@
+"""Adapter types with mistakes, on checkpoints: told with the adapter's name, and nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from merging import base_of, bytes_of
+from torch import nn
+
+from surgery import (
+    Adapter,
+    AdapterType,
+    Factors,
+    Options,
+    Site,
+    Spec,
+    hookimpl,
+    load_registry,
+    merge_checkpoint,
+    operate,
+    plan,
+)
+from surgery.errors import PluginError, StateError, SurgeryError
+
+
+class Plain(Adapter):
+    """W + u v^T, as it should be."""
+
+    def __init__(self, site: Site, generator: torch.Generator) -> None:
+        super().__init__(site)
+        self.v = nn.Parameter(torch.randn(1, site.fan_in, generator=generator))
+        self.u = nn.Parameter(torch.randn(site.fan_out, 1, generator=generator))
+
+    def factors(self, parameter: str) -> Factors | None:
+        return Factors(down=self.v, up=self.u)
+
+    def fold(self, parameter: str, weight: torch.Tensor, pristine: torch.Tensor) -> torch.Tensor:
+        return weight + self.u.to(weight.dtype) @ self.v.to(weight.dtype)
+
+
+class Outer(AdapterType[Options]):
+    name = "outer-trial"
+    summary = "an outer product"
+    make: Callable[..., Adapter] = Plain
+
+    def claims(self, site: Site) -> bool:
+        return site.is_matrix
+
+    def parameters(self, site: Site, options: Options) -> int:
+        return site.fan_in + site.fan_out
+
+    def build(
+        self, site: Site, options: Options, pristine: Mapping[str, torch.Tensor], generator: torch.Generator
+    ) -> Adapter:
+        return type(self).make(site, generator)
+
+
+REGISTRY = load_registry(extra=[SimpleNamespace(surgery_adapters=hookimpl(lambda: [Outer()]))])
+
+
+def model_of(folder: Path) -> nn.Module:
+    return base_of(folder, "LlamaForCausalLM", torch.bfloat16)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[Path]:
+    """A base, and an adapter that was saved when all was well."""
+    model = model_of(tmp_path / "base")
+    spec = Spec(name="trial", rules=[{"role": r"attention\.output", "adapter": "outer-trial"}])
+    with operate(model, plan(spec, model, REGISTRY), registry=REGISTRY) as op:
+        op.save(tmp_path / "notes")
+    before = bytes_of(tmp_path / "base")
+    yield tmp_path
+    assert bytes_of(tmp_path / "base") == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def merged(world: Path, monkeypatch: pytest.MonkeyPatch, cls: Callable[..., Adapter], **more: Any) -> Path:
+    monkeypatch.setattr(Outer, "make", cls)
+    return merge_checkpoint(world / "base", world / "notes", world / "out", registry=REGISTRY, **more).path
+
+
+def refused(world: Path, monkeypatch: pytest.MonkeyPatch, cls: Callable[..., Adapter]) -> SurgeryError:
+    with pytest.raises(SurgeryError) as caught:
+        merged(world, monkeypatch, cls)
+    assert not (world / "out").exists()
+    assert "o_proj" in str(caught.value)
+    return caught.value
+
+
+FACTORS: dict[str, tuple[Callable[[Plain], Any], str]] = {
+    "raises": (lambda own: {}["gone"], "factors('weight') failed: KeyError: 'gone'"),
+    "a tuple": (lambda own: (own.v, own.u), "must return Factors or None, not tuple"),
+    "no up": (lambda own: Factors(down=own.v), "factors('weight') do not fit"),
+    "vectors": (lambda own: Factors(down=own.v[0], up=own.u[:, 0]), "factors('weight') do not fit"),
+    "short": (lambda own: Factors(down=own.v, up=own.u[1:]), "factors('weight') do not fit"),
+    "lists": (lambda own: Factors(down=own.v.tolist(), up=own.u.tolist()), "factors('weight') do not fit"),
+    "rows": (lambda own: Factors(rows=torch.ones(3)), "factors('weight') do not fit"),
+    "a column": (lambda own: Factors(rows=torch.ones(len(own.u), 1)), "factors('weight') do not fit"),
+}
+
+
+@pytest.mark.parametrize("mistake", FACTORS)
+def test_factors_that_are_none(world: Path, monkeypatch: pytest.MonkeyPatch, mistake: str) -> None:
+    say, expected = FACTORS[mistake]
+    cls = type("Mistaken", (Plain,), {"factors": lambda self, parameter: say(self)})
+    error = refused(world, monkeypatch, cls)
+    assert isinstance(error, PluginError)
+    assert expected in str(error)
+    assert "Mistaken" in str(error)
+
+
+def test_factors_that_are_not_finite_are_told_with_their_place(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def factors(self: Plain, parameter: str) -> Factors:
+        return Factors(down=self.v * float("nan"), up=self.u)
+
+    error = refused(world, monkeypatch, type("Mistaken", (Plain,), {"factors": factors}))
+    assert isinstance(error, StateError)
+    assert "'down' holds NaN or inf" in str(error)
+    assert "Mistaken" in str(error)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "meta"])
+def test_a_fold_that_is_no_plain_tensor(world: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    def fold(self: Plain, parameter: str, weight: torch.Tensor, pristine: torch.Tensor) -> torch.Tensor:
+        return weight.to_sparse() if kind == "sparse" else weight.to("meta")
+
+    methods = {"factors": Adapter.factors, "fold": fold}
+    error = refused(world, monkeypatch, type("Mistaken", (Plain,), methods))
+    assert isinstance(error, PluginError)
+    assert "must return a tensor like its argument (cpu" in str(error)
