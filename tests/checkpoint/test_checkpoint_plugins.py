@@ -25,7 +25,7 @@ from surgery import (
     operate,
     plan,
 )
-from surgery.errors import PluginError, StateError, SurgeryError
+from surgery.errors import CheckpointError, PluginError, StateError, SurgeryError
 
 
 class Plain(Adapter):
@@ -134,3 +134,46 @@ def test_a_fold_that_is_no_plain_tensor(world: Path, monkeypatch: pytest.MonkeyP
     error = refused(world, monkeypatch, type("Mistaken", (Plain,), methods))
     assert isinstance(error, PluginError)
     assert "must return a tensor like its argument (cpu" in str(error)
+
+
+class Renamed(Plain):
+    def __init__(self, site: Site, generator: torch.Generator) -> None:
+        super().__init__(site, generator)
+        self.w = self.u
+        del self.u
+
+
+class Fewer(Plain):
+    """One of the saved tensors is no parameter any more: nothing but its name in the file tells."""
+
+    def __init__(self, site: Site, generator: torch.Generator) -> None:
+        super().__init__(site, generator)
+        start = self.u.detach()
+        del self.u
+        self.register_buffer("u", start)
+
+
+class Turned(Plain):
+    def __init__(self, site: Site, generator: torch.Generator) -> None:
+        super().__init__(site, generator)
+        self.u = nn.Parameter(self.u.detach().mT)
+
+
+@pytest.mark.parametrize(("cls", "expected"), [(Renamed, "/u' is extra"), (Fewer, "/u' is extra"), (Turned, "[1, ")])
+def test_a_type_that_makes_other_tensors_than_were_saved(
+    world: Path, monkeypatch: pytest.MonkeyPatch, cls: type[Plain], expected: str
+) -> None:
+    error = refused(world, monkeypatch, cls)
+    assert isinstance(error, CheckpointError)
+    assert expected in str(error)
+    assert "install the version of adapter 'outer-trial'" in str(error)
+
+
+def test_a_fold_that_fails_is_told_with_the_type_that_it_belongs_to(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fold(self: Plain, parameter: str, weight: torch.Tensor, pristine: torch.Tensor) -> torch.Tensor:
+        raise ValueError("broken")
+
+    error = refused(world, monkeypatch, type("Mistaken", (Plain,), {"factors": Adapter.factors, "fold": fold}))
+    assert "adapter 'outer-trial' (given in Python), class Mistaken" in str(error)
