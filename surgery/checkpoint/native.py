@@ -205,6 +205,7 @@ class NativeAdapter(SavedAdapter):
         kind = self._registry.adapter(edit.adapter)
         try:
             with _BUILDING, alike_everywhere():
+                torch.default_generator.seed()  # what draws from it must not seem to be the same again
                 adapter = kind.build(edit.site, edit.options, pristine, generator)
         except Exception as error:
             what = f"build failed: {type(error).__name__}: {error}"

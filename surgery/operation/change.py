@@ -133,6 +133,10 @@ class Change:
         sums, _ = self._delta.approximation.exactly(weight, rows, columns)
         return torch.tensor(sums, dtype=torch.float64)
 
+    def is_same(self, other: Change) -> bool:
+        """Whether every number is the same, so that both predict the same."""
+        return len(self.steps) == len(other.steps) and all(map(_is_same_step, self.steps, other.steps))
+
     @torch.no_grad()
     def predict(self, merged: torch.Tensor, start: int) -> torch.Tensor:
         """Return, from merged rows alone, about what was added to them: float64, the same bits everywhere."""
@@ -149,6 +153,20 @@ class Change:
                 before = before / scale.rows(start, stop)
         added = after - before
         return torch.where(torch.isfinite(added), added, torch.zeros_like(added))
+
+
+def _is_same_step(one: Step, other: Step) -> bool:
+    mine, theirs = one.product, other.product
+    if (mine is None) != (theirs is None) or len(one.scales) != len(other.scales):
+        return False
+    if mine is not None and theirs is not None:
+        pairs = (mine.up, theirs.up), (mine.down, theirs.down)
+        if mine.scale != theirs.scale or not all(torch.equal(a, b) for a, b in pairs):
+            return False
+    return all(
+        scale.axis == again.axis and torch.equal(scale.vector, again.vector)
+        for scale, again in zip(one.scales, other.scales, strict=True)
+    )
 
 
 def steps_of(

@@ -24,6 +24,7 @@ from surgery import (
     merge_checkpoint,
     operate,
     plan,
+    unmerge_checkpoint,
 )
 from surgery.errors import CheckpointError, PluginError, StateError, SurgeryError
 
@@ -177,3 +178,38 @@ def test_a_fold_that_fails_is_told_with_the_type_that_it_belongs_to(
 
     error = refused(world, monkeypatch, type("Mistaken", (Plain,), {"factors": Adapter.factors, "fold": fold}))
     assert "adapter 'outer-trial' (given in Python), class Mistaken" in str(error)
+
+
+class Drawn(Plain):
+    """It has a buffer that is not drawn from `generator`."""
+
+    def __init__(self, site: Site, generator: torch.Generator) -> None:
+        super().__init__(site, generator)
+        self.register_buffer("start", torch.randn(site.fan_out, 1))
+
+    def factors(self, parameter: str) -> Factors:
+        return Factors(down=self.v, up=self.u + self.start)
+
+
+class Asked(Plain):
+    def factors(self, parameter: str) -> Factors:
+        return Factors(down=self.v, up=self.u + torch.rand_like(self.u))
+
+
+class AskedRows(Plain):
+    def factors(self, parameter: str) -> Factors:
+        return Factors(rows=1 + torch.rand(len(self.u)))
+
+
+@pytest.mark.parametrize("cls", [Drawn, Asked, AskedRows])
+def test_what_draws_has_no_way_back_by_a_residue(
+    world: Path, monkeypatch: pytest.MonkeyPatch, cls: type[Plain]
+) -> None:
+    """The residue holds what the adapter does not tell, and would not decode with another one."""
+    error = refused(world, monkeypatch, cls)
+    assert isinstance(error, PluginError)
+    assert f"class {cls.__name__}" in str(error)
+    assert "gives other numbers each time" in str(error)
+    out = merged(world, monkeypatch, cls, undo="copy")
+    unmerge_checkpoint(out, world / "back", registry=REGISTRY)
+    assert bytes_of(world / "back") == bytes_of(world / "base")
