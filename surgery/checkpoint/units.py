@@ -138,7 +138,11 @@ def changes_for(unit: Unit, adapters: Sequence[SavedAdapter], base: Mapping[str,
         return [_Unknown() for _ in range(matrices)]
     weighted = next((one for one in adapters if one.factor != 1.0), None)
     if weighted is not None and any(act.steps(0, shape) is None for act in acts):
-        what = f"{weighted.name!r} cannot be weighted: it does more than add"
+        folded = [one.name for one in adapters if any(act.steps(0, shape) is None for act in one.acts(unit.name, base))]
+        why = "it does more than add"
+        if weighted.name not in folded:
+            why = f"{folded[0]!r}, on the same parameter, is not said by factors"
+        what = f"{weighted.name!r} cannot be weighted: {why}"
         raise StateError(what, unit.name, "leave --weights out")
     if not all(act.steps(0, shape) is not None for act in acts):
         assert base is not None

@@ -213,3 +213,18 @@ def test_what_draws_has_no_way_back_by_a_residue(
     out = merged(world, monkeypatch, cls, undo="copy")
     unmerge_checkpoint(out, world / "back", registry=REGISTRY)
     assert bytes_of(world / "back") == bytes_of(world / "base")
+
+
+def test_weights_beside_a_type_without_factors_blame_that_one(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(world / "again")
+    spec = Spec(name="whole", rules=[{"role": r"attention\.output", "adapter": "full"}])
+    with operate(model, plan(spec, model, REGISTRY), registry=REGISTRY) as op:
+        op.save(world / "whole")
+    adapters = [world / "notes", world / "whole"]
+    for name, expected in (
+        ("notes", "'notes' cannot be weighted: 'whole', on the same parameter, is not said by factors"),
+        ("whole", "'whole' cannot be weighted: it does more than add"),
+    ):
+        with pytest.raises(StateError) as caught:
+            merge_checkpoint(world / "base", adapters, world / "out", weights={name: 0.5}, registry=REGISTRY)
+        assert expected in str(caught.value)
