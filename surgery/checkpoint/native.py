@@ -15,8 +15,9 @@ from surgery.architecture import Site
 from surgery.checkpoint.digest import sha256_of
 from surgery.checkpoint.saved import Acts, Factor, SavedAdapter, TensorFile
 from surgery.checkpoint.weights import Weights
-from surgery.errors import CheckpointError, PluginError, StateError, nearest
+from surgery.errors import CheckpointError, StateError, nearest
 from surgery.operation.attach import alike_everywhere, site_seed
+from surgery.operation.blame import ORIGIN
 from surgery.operation.change import Step, steps_of
 from surgery.operation.fold import canonical_view
 from surgery.operation.store import (
@@ -179,16 +180,24 @@ class NativeAdapter(SavedAdapter):
 
     def _load(self, edit: Edit, pristine: Mapping[str, torch.Tensor]) -> Adapter:
         adapter = self._build(edit, pristine)
-        for local, target in adapter.named_parameters():
-            key = f"{edit.site.key}/{local}"
-            header = self._tensors.headers.get(key)
-            if header is None:
-                raise CheckpointError(f"the tensor {key!r} is missing", str(self._tensors.path), "get the folder anew")
-            if header.shape != tuple(target.shape) or f"torch.{header.dtype}" != str(target.dtype):
-                what = f"the tensor {key!r} is {header.dtype} {list(header.shape)}, not {target.dtype} "
-                raise CheckpointError(what + str(list(target.shape)), str(self._tensors.path), "get the folder anew")
+        made = {f"{edit.site.key}/{local}": parameter for local, parameter in adapter.named_parameters()}
+        saved = {key: header for key, header in self._tensors.headers.items() if key.startswith(f"{edit.site.key}/")}
+        for key in sorted(made.keys() | saved.keys()):
+            if key not in made or key not in saved:
+                raise self._changed_since(f"the tensor {key!r} is {'missing' if key in made else 'extra'}", edit)
+            target, header = made[key], saved[key]
+            dtype = str(target.dtype).removeprefix("torch.")
+            if header.shape != tuple(target.shape) or header.dtype != dtype:
+                what = f"the tensor {key!r} is {header.dtype} {list(header.shape)}, and build makes {dtype} "
+                raise self._changed_since(what + str(list(target.shape)), edit)
             target.data = self._tensors.read(key)
         return adapter.eval()
+
+    def _changed_since(self, what: str, edit: Edit) -> CheckpointError:
+        """The file is the one that was saved (its sha256 says so), and the adapter type makes other tensors now."""
+        origin = self._registry.origin("adapter", edit.adapter)
+        hint = f"install the version of {origin} that it was saved with, or get the folder anew"
+        return CheckpointError(what, str(self._tensors.path), hint)
 
     def _build(self, edit: Edit, pristine: Mapping[str, torch.Tensor]) -> Adapter:
         assert self._plan is not None
@@ -196,12 +205,15 @@ class NativeAdapter(SavedAdapter):
         kind = self._registry.adapter(edit.adapter)
         try:
             with _BUILDING, alike_everywhere():
+                torch.default_generator.seed()  # what draws from it must not seem to be the same again
                 adapter = kind.build(edit.site, edit.options, pristine, generator)
         except Exception as error:
             what = f"build failed: {type(error).__name__}: {error}"
             raise self._registry.failure("adapter", edit.adapter, what, edit.site.key) from error
         if not isinstance(adapter, Adapter):
-            raise PluginError(f"build must return an Adapter, not {type(adapter).__name__}", edit.site.key)
+            what = f"build must return an Adapter, not {type(adapter).__name__}"
+            raise self._registry.failure("adapter", edit.adapter, what, edit.site.key)
+        vars(adapter)[ORIGIN] = self._registry.origin("adapter", edit.adapter)
         return adapter.requires_grad_(False)
 
 

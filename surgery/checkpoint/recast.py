@@ -60,7 +60,7 @@ class Recast:
     """
 
     def __init__(self, inner: _Inner, into: torch.dtype) -> None:
-        self._inner, self._into = inner, into
+        self.inner, self._into = inner, into
         self.is_sum = inner.is_sum
 
     @torch.no_grad()
@@ -88,7 +88,7 @@ class Recast:
         return out.copy_(result)
 
     def _merged(self, weight: torch.Tensor, start: int, correct: bool) -> torch.Tensor:
-        change = self._inner
+        change = self.inner
         if not (isinstance(change, Change) and change.is_sum):
             return round_once(change.unrounded(weight, start), self._into)
         if not change.steps:
@@ -110,7 +110,7 @@ class Recast:
         return result
 
     def predict(self, merged: torch.Tensor, start: int) -> torch.Tensor:
-        return self._inner.predict(merged, start)
+        return self.inner.predict(merged, start)
 
     def unrounded(self, weight: torch.Tensor, start: int) -> torch.Tensor:
-        return self._inner.unrounded(weight, start)
+        return self.inner.unrounded(weight, start)

@@ -20,7 +20,7 @@ from surgery.checkpoint.record import RESIDUE, TensorRecord
 from surgery.checkpoint.report import Tally
 from surgery.checkpoint.source import Source, as_tensor
 from surgery.checkpoint.transaction import Transaction
-from surgery.checkpoint.units import Rows, Unit, blocks_of, changes_for
+from surgery.checkpoint.units import Rows, Unit, blocks_of, changes_for, refuse_other_predictions
 from surgery.checkpoint.writing import StagedFile
 from surgery.errors import DriftError, StateError
 from surgery.exact import encode
@@ -144,6 +144,8 @@ class Stream:
         new: list[Rows] = []
         if unit.new or unit.cast:
             new = changes_for(unit, unit.new, self._bases)
+            if self._undo == "residue":
+                refuse_other_predictions(unit, unit.new, new)
         tally = Tally() if unit.new else None
         for piece in unit.pieces:
             told_of = self._source.told_of(piece)

@@ -14,14 +14,15 @@ from surgery.checkpoint.layout import cast_of
 from surgery.checkpoint.recast import Recast, holds
 from surgery.checkpoint.saved import Acts, SavedAdapter
 from surgery.checkpoint.weights import Weights
-from surgery.errors import CheckpointError, StateError
+from surgery.errors import CheckpointError, PluginError, StateError
 from surgery.operation.bits import rounded
+from surgery.operation.blame import named
 from surgery.operation.change import Change
 from surgery.operation.merge import merged_tensor
 from surgery.planning.checkpoint import Piece
 from surgery.planning.headers import TensorHeader
 
-__all__ = ["BLOCK", "Block", "Rows", "Unit", "blocks_of", "changes_for", "units_of"]
+__all__ = ["BLOCK", "Block", "Rows", "Unit", "blocks_of", "changes_for", "refuse_other_predictions", "units_of"]
 
 BLOCK = 1 << 20
 """Elements of a row block: residues are encoded by blocks, so this is part of the format of receipts."""
@@ -140,7 +141,11 @@ def changes_for(unit: Unit, adapters: Sequence[SavedAdapter], base: Mapping[str,
         return [_Unknown() for _ in range(matrices)]
     weighted = next((one for one in adapters if one.factor != 1.0), None)
     if weighted is not None and any(act.steps(0, shape) is None for act in acts):
-        what = f"{weighted.name!r} cannot be weighted: it does more than add"
+        folded = [one.name for one in adapters if any(act.steps(0, shape) is None for act in one.acts(unit.name, base))]
+        why = "it does more than add"
+        if weighted.name not in folded:
+            why = f"{folded[0]!r}, on the same parameter, is not said by factors"
+        what = f"{weighted.name!r} cannot be weighted: {why}"
         raise StateError(what, unit.name, "leave --weights out")
     if not all(act.steps(0, shape) is not None for act in acts):
         assert base is not None
@@ -150,6 +155,35 @@ def changes_for(unit: Unit, adapters: Sequence[SavedAdapter], base: Mapping[str,
     ]
     found = _recast(unit, found)
     return found if is_said else [_Unpredicted(change) for change in found]
+
+
+def refuse_other_predictions(unit: Unit, adapters: Sequence[SavedAdapter], found: Sequence[Rows]) -> None:
+    """Make what predicts a merge again, as the way back does, and compare.
+
+    Args:
+        unit: the unit.
+        adapters: those that are merged into it.
+        found: their changes, made with the base.
+
+    Raises:
+        PluginError: an adapter type does not make the same twice, and its residue could not be decoded.
+    """
+    ours = [_told(rows) for rows in found]
+    if all(change is None for change in ours):
+        return
+    theirs = [_told(rows) for rows in changes_for(unit, adapters, None)]
+    for change, again in zip(ours, theirs, strict=True):
+        if change is None or again is None or not change.is_same(again):
+            acts = [act for one in adapters for act in one.acts(unit.name, None)]
+            what = "an adapter type gives other numbers each time it is asked: build or factors draws, or keeps state"
+            where = f"{named(act.link[0] for act in acts if act.link is not None)} on {unit.name}"
+            raise PluginError(what, where, "nothing was merged; repair the type, or keep the base: --undo copy")
+
+
+def _told(rows: Rows) -> Change | None:
+    """Return what predicts the merged rows, or None where nothing does."""
+    inner = rows.inner if isinstance(rows, Recast) else rows
+    return inner if isinstance(inner, Change) else None
 
 
 def _recast(unit: Unit, found: list[Rows]) -> list[Rows]:

@@ -12,7 +12,9 @@ from surgery.architecture import Site
 from surgery.errors import StateError
 from surgery.exact import Delta, Product, format_of, merge_block
 from surgery.operation.bits import rounded
+from surgery.operation.blame import named
 from surgery.operation.fold import Link
+from surgery.operation.said import said_factors
 
 __all__ = ["Change", "Step", "steps_of"]
 
@@ -131,6 +133,10 @@ class Change:
         sums, _ = self._delta.approximation.exactly(weight, rows, columns)
         return torch.tensor(sums, dtype=torch.float64)
 
+    def is_same(self, other: Change) -> bool:
+        """Whether every number is the same, so that both predict the same."""
+        return len(self.steps) == len(other.steps) and all(map(_is_same_step, self.steps, other.steps))
+
     @torch.no_grad()
     def predict(self, merged: torch.Tensor, start: int) -> torch.Tensor:
         """Return, from merged rows alone, about what was added to them: float64, the same bits everywhere."""
@@ -149,6 +155,20 @@ class Change:
         return torch.where(torch.isfinite(added), added, torch.zeros_like(added))
 
 
+def _is_same_step(one: Step, other: Step) -> bool:
+    mine, theirs = one.product, other.product
+    if (mine is None) != (theirs is None) or len(one.scales) != len(other.scales):
+        return False
+    if mine is not None and theirs is not None:
+        pairs = (mine.up, theirs.up), (mine.down, theirs.down)
+        if mine.scale != theirs.scale or not all(torch.equal(a, b) for a, b in pairs):
+            return False
+    return all(
+        scale.axis == again.axis and torch.equal(scale.vector, again.vector)
+        for scale, again in zip(one.scales, other.scales, strict=True)
+    )
+
+
 def steps_of(
     parameter: str, chain: Sequence[Link], index: int, shape: tuple[int, int], weights: Sequence[float] = ()
 ) -> list[Step] | None:
@@ -162,17 +182,24 @@ def steps_of(
         weights: a factor for each adapter of the chain, for those that only add.
 
     Raises:
-        StateError: a factor for an adapter that scales, or factors that do not fit the matrix.
+        PluginError: factors that do not fit the matrix.
+        StateError: a weight for an adapter that scales, or factors with NaN or inf.
     """
     found = []
     for adapter, site in chain:
         # A companion, such as a bias, has no factors of its own; a type may answer for any name.
-        factors = adapter.factors(parameter) if adapter.site.parameter == parameter else None
+        factors = said_factors(parameter, adapter, site) if adapter.site.parameter == parameter else None
         if factors is None:
             return None
-        found.append((site, factors))
-    weights = tuple(weights) or (1.0,) * len(found)
-    return [_step(site, factors, index, shape, weight) for (site, factors), weight in zip(found, weights, strict=True)]
+        found.append((adapter, site, factors))
+    steps = []
+    for (adapter, site, factors), weight in zip(found, tuple(weights) or (1.0,) * len(found), strict=True):
+        try:
+            steps.append(_step(site, factors, index, shape, weight))
+        except StateError as error:
+            where = f"{named([adapter])} on {site.key}"
+            raise StateError(error.what, f"{where}, {error.where}".removesuffix(", "), error.hint) from error
+    return steps
 
 
 def _step(site: Site, factors: Factors, index: int, shape: tuple[int, int], weight: float) -> Step:
@@ -183,7 +210,7 @@ def _step(site: Site, factors: Factors, index: int, shape: tuple[int, int], weig
             own = vector.detach().cpu().double()
             scales.append(_placed(own[index] if own.dim() == 2 else own, site, axis, shape))
     if scales and weight != 1.0:
-        raise StateError("only adapters that add can be weighted, and this one scales", site.key, "leave --weights out")
+        raise StateError("only adapters that add can be weighted, and this one scales", hint="leave --weights out")
     if factors.up is None or factors.down is None:
         return Step(tuple(scales))
     return Step(tuple(scales), _product_of(site, replace(factors, scale=factors.scale * weight), index, shape))

@@ -13,9 +13,10 @@ from torch.utils._pytree import tree_map
 from surgery.adapter.factors import Factors
 from surgery.architecture import Site
 from surgery.errors import PluginError, StateError
-from surgery.operation.blame import failure, named
+from surgery.operation.blame import named
 from surgery.operation.fold import Link
 from surgery.operation.products import Factored, Gathered, Grouped, OneMap, Product, through
+from surgery.operation.said import said_factors
 
 __all__ = ["FactoredWeight", "factored_chain"]
 
@@ -30,21 +31,14 @@ def factored_chain(parameter: str, base: torch.Tensor, chain: Sequence[Link]) ->
         return None
     found = []
     for adapter, site in chain:
-        try:
-            factors = adapter.factors(parameter)
-        except Exception as error:
-            raised = failure(f"factors({parameter!r})", adapter, site.key, error)
-            if raised is error:
-                raise
-            raise raised from error
+        factors = said_factors(parameter, adapter, site)
         if factors is None or (site.slice is not None and not _is_part_of_outputs(site, factors, base.dim())):
             return None
-        if not _fits(factors, site):
-            raise PluginError(
-                f"factors({parameter!r}) do not fit {site.experts or 'one'} map(s) of ({site.fan_out}, {site.fan_in})",
-                f"{named([adapter])} on {site.key}",
-                "down (..., rank, fan_in), up (..., fan_out, rank), rows (..., fan_out), columns (..., fan_in)",
+        if factors.up is not None and factors.down is not None and factors.up.dtype != factors.down.dtype:
+            what = (
+                f"factors({parameter!r}) do not fit each other: up is {factors.up.dtype} and down {factors.down.dtype}"
             )
+            raise PluginError(what, f"{named([adapter])} on {site.key}", "give both one dtype")
         found.append(Factored(site, factors, adapter.training))
     return tuple(found)
 
@@ -56,22 +50,6 @@ def _is_map(site: Site, parameter: str) -> bool:
 def _is_part_of_outputs(site: Site, factors: Factors, axes: int) -> bool:
     assert site.slice is not None
     return site.slice.axis == axes - (1 if site.is_transposed else 2) and factors.columns is None
-
-
-def _fits(factors: object, site: Site) -> bool:
-    if not isinstance(factors, Factors) or (factors.up is None) != (factors.down is None):
-        return False
-    sizes: list[tuple[torch.Tensor | None, tuple[int, ...]]] = [
-        (factors.rows, (site.fan_out,)),
-        (factors.columns, (site.fan_in,)),
-    ]
-    if factors.up is not None and factors.down is not None:
-        rank = factors.down.shape[-2] if factors.down.dim() > 1 else 0
-        sizes += [(factors.up, (site.fan_out, rank)), (factors.down, (rank, site.fan_in))]
-        if factors.up.dtype != factors.down.dtype:
-            return False
-    given = [(tuple(tensor.shape), shape) for tensor, shape in sizes if tensor is not None]
-    return all(found == shape or (site.experts and found == (site.experts, *shape)) for found, shape in given)
 
 
 class FactoredWeight(torch.Tensor):

@@ -64,6 +64,12 @@ def _folded(adapter: Adapter, site: Site, parameter: str, weight: torch.Tensor, 
             f"fold({parameter!r}) must return a tensor of shape {list(weight.shape)}, not {got}",
             f"{named([adapter])} on {site.key}",
         )
+    if folded.device != weight.device or folded.layout != weight.layout:
+        raise PluginError(
+            f"fold({parameter!r}) must return a tensor like its argument ({weight.device}, {weight.layout}), "
+            f"not ({folded.device}, {folded.layout})",
+            f"{named([adapter])} on {site.key}",
+        )
     return folded
 
 

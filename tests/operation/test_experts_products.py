@@ -207,6 +207,3 @@ def test_probe_counts_experts(way: str) -> None:
     model.set_experts_implementation(way)
     with operated(model, EXPERTS) as op:
         assert len(op.probe(batch["input_ids"])) == 6
-
-
-# What stands for a weight ---------------------------------------------------------------------------------------------

@@ -230,7 +230,7 @@ def test_factors_serve_linear_maps_and_their_parts(
         (lambda a: Factors(a.up, a.down), "do not fit"),
         (lambda a: Factors(up=a.up), "do not fit"),
         (lambda a: Factors(rows=a.up), "do not fit"),
-        (lambda a: (a.down, a.up), "do not fit"),
+        (lambda a: (a.down, a.up), "must return Factors or None, not tuple"),
         (lambda a: 1 / 0, "ZeroDivisionError"),
     ],
 )
