@@ -13,7 +13,17 @@ import pytest
 import torch
 from torch import nn
 
-from surgery import Rule, Spec, load_adapter, load_registry, operate, plan, sites
+from surgery import (
+    Rule,
+    Spec,
+    load_adapter,
+    load_registry,
+    merge_checkpoint,
+    operate,
+    plan,
+    sites,
+    unmerge_checkpoint,
+)
 from surgery.operation.bits import same_bits
 
 ROOT = Path(__file__).parents[2]
@@ -147,17 +157,21 @@ def test_originals_on_disk(folder: Path, model: nn.Module) -> None:
 
 
 @pytest.fixture(scope="module")
-def minilm() -> nn.Module:
-    from transformers import AutoModel
-
+def minilm_folder() -> Path:
     from surgery import SurgeryError
     from surgery_demo.minilm import find_minilm
 
     try:
-        found = find_minilm()
+        return Path(find_minilm())
     except SurgeryError as error:
         pytest.skip(str(error))
-    return AutoModel.from_pretrained(found).eval()
+
+
+@pytest.fixture(scope="module")
+def minilm(minilm_folder: Path) -> nn.Module:
+    from transformers import AutoModel
+
+    return AutoModel.from_pretrained(minilm_folder).eval()
 
 
 def test_minilm_has_its_known_counts(minilm: nn.Module) -> None:
@@ -190,3 +204,41 @@ def test_minilm_comes_back_bit_for_bit(minilm: nn.Module, dtype: torch.dtype) ->
         op.unmerge()
         assert differing(model, pristine) == 0
     assert differing(model, pristine) == 0
+
+
+def on_disk(base: Path, tmp_path: Path, auto: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    """Merge a checkpoint on disk, load it, and take it back; beside an adapter on the model in memory."""
+    model = auto.from_pretrained(base).eval()
+    rules = [Rule(role=r"(attention|mlp)\..*", adapter="lora", rank=4)]
+    if REGISTRY.architecture(model.config.model_type) is None:
+        rules = spec_for(model).rules[:1]
+    with operate(model, plan(Spec(name="real", rules=rules), model, REGISTRY), registry=REGISTRY) as op:
+        move(op)
+        op.save(tmp_path / "adapter")
+        operated = logits(model)
+        op.merge()
+        merged = logits(model)
+    merge_checkpoint(base, tmp_path / "adapter", tmp_path / "merged", registry=REGISTRY)
+    capfd.readouterr()
+    found = logits(auto.from_pretrained(tmp_path / "merged").eval())
+    assert "warn" not in capfd.readouterr().err.lower()
+    assert torch.equal(found, merged), "the weights of the merged checkpoint are those of the merged model"
+    unit = torch.finfo(model.dtype).eps
+    assert float((found - operated).abs().max() / operated.abs().max()) < 64 * unit
+    unmerge_checkpoint(tmp_path / "merged", tmp_path / "back", registry=REGISTRY)
+    for path in sorted(path for path in base.rglob("*") if path.is_file()):
+        back = tmp_path / "back" / path.relative_to(base)
+        if back.exists() or path.suffix == ".safetensors":
+            assert back.read_bytes() == path.read_bytes(), path
+
+
+def test_a_real_checkpoint_is_merged_on_disk(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    on_disk(folder, tmp_path, AutoModelForCausalLM, capfd)
+
+
+def test_minilm_is_merged_on_disk(minilm_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from transformers import AutoModel
+
+    on_disk(minilm_folder, tmp_path, AutoModel, capfd)
