@@ -139,9 +139,11 @@ class NativeAdapter(SavedAdapter):
         theirs: Mapping[str, Mapping[str, Any]] = self._config["base"]
         entries = {entry.name: entry for entry in weights.inventory.entries}
         names = _matched(list(entries), theirs)
-        missing = sorted(set(theirs) - set(names.values()), key=lambda name: theirs[name]["sha256"] is not None)
+        missing = sorted(set(theirs) - set(names.values()), key=lambda name: (theirs[name]["sha256"] is not None, name))
         if missing:
             hint = nearest(missing[0], entries)
+            if not names:
+                hint = "this adapter was trained on another base: name that one"
             if theirs[missing[0]]["sha256"] is None:
                 hint = "it was made for the task in training: merge into a checkpoint that holds it"
             raise CheckpointError(f"the base lacks {missing[0]!r}", f"{weights.folder} for {self.folder}", hint)

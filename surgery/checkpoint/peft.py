@@ -153,6 +153,8 @@ class PeftAdapter(SavedAdapter):
         site = None if name is None else weights.sites.get(name)
         if name is None or site is None:
             hint = nearest(path, {known.rpartition(".")[0] for known in weights.sites})
+            if not hint.startswith("did you mean"):
+                hint = "this adapter was trained on another base: name that one"
             return [Problem(f"the tensor {down!r} has no home: no {path} in the base", str(self.folder), hint)]
         stored = weights.stored_name(name)
         assert stored is not None

@@ -267,10 +267,13 @@ def refuse_twice(old: Sequence[SavedAdapter], new: Sequence[SavedAdapter]) -> No
     names = {one.name for one in old}
     for one in new:
         if one.digest in seen:
-            what = f"{one.name!r} is merged already" if seen[one.digest] in old else f"{one.name!r} is given twice"
-            raise StateError(
-                what, str(one.folder), "an adapter is merged once; --weights NAME=FACTOR makes it stronger"
-            )
+            name = seen[one.digest].name
+            if seen[one.digest] in old:
+                as_other = "" if name == one.name else f", as {name!r}"
+                hint = f"for another weight take it out first: `surgery unmerge MERGED --adapter {name}`"
+                raise StateError(f"{one.name!r} is merged already{as_other}", str(one.folder), hint)
+            hint = f"give it once; --weights {name}=2 makes it stronger"
+            raise StateError(f"{one.name!r} is given twice", str(one.folder), hint)
         if one.name in names:
             raise StateError(
                 f"an adapter called {one.name!r} is merged already", str(one.folder), "give it a name: NAME=FOLDER"

@@ -247,7 +247,8 @@ class Stream:
             bits = as_bytes(result)
             after.update(bits)
             self._put(header.file.name, place.start + block.offset * into.itemsize, bits)
-            self._go_on(size, header.file.name)
+            # The total is of the base's dtype; what is read may have been written in another.
+            self._go_on(size * getattr(torch, header.dtype).itemsize // dtype.itemsize, header.file.name)
         if told_of is not None and told_of.at >= 0 and before.hexdigest() != told_of.merged:
             what = "the merged weights were changed since they were written"
             hint = "restore the file from a copy, or merge into the base again"

@@ -26,6 +26,7 @@ __all__ = ["Verified", "changed_files", "hashes", "verify_checkpoint"]
 
 _BLOCK = 1 << 20
 _SHOWN = 5
+_BITS = "restore the file, or name another base"
 _RESTORE = "restore it from a copy, or write the checkpoint anew"
 
 
@@ -89,7 +90,7 @@ def verify_checkpoint(
             against.append("base")
             other = stack.enter_context(Weights(Path(base), registry))
             own = {n: one.base for n, one in record.tensors.items()} if record is not None else found
-            problems += _differences(hashes(other, jobs), own, str(base), "the base")
+            problems += _differences(hashes(other, jobs), own, str(folder), f"the base {base}")
         if problems:
             rest = len(problems) - _SHOWN
             more = [Problem(f"and {rest} more differences", str(folder))] if rest > 0 else []
@@ -155,7 +156,7 @@ def _differences(expected: Mapping[str, str], found: Mapping[str, str], where: s
     ]
     problems += [Problem(f"{whose} does not have {name!r}", where) for name in sorted(set(found) - set(expected))]
     problems += [
-        Problem(f"{name} has other bits than {whose} says", where, "restore the file, or name another base")
+        Problem(f"{name} has other bits than in {whose}", where, _BITS)
         for name in sorted(set(found) & set(expected))
         if found[name] != expected[name]
     ]

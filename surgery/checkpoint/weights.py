@@ -68,7 +68,7 @@ class Weights:
     def __init__(self, folder: Path, registry: Registry, originals: Path | None = None) -> None:
         if not folder.is_dir():
             what = "this is a file" if folder.exists() else "no such folder"
-            raise CheckpointError(what, str(folder), "name the folder of a checkpoint, with its config.json")
+            raise CheckpointError(what, str(folder), _hint(folder, registry))
         self.folder, self.registry, self.originals = folder, registry, originals
         self._files: dict[str, int] = {}
         self._guard = threading.Lock()
@@ -186,6 +186,15 @@ class Weights:
         if name in self.pieces:
             return name
         return next((other for other in self.inventory.ties.get(name, ()) if other in self.pieces), None)
+
+
+def _hint(folder: Path, registry: Registry) -> str:
+    """Say where the weights are of what a model is called elsewhere: by a source of models, or on a hub."""
+    for source in registry.models.values():
+        found = source.value.resolve(str(folder))
+        if isinstance(found, Path) and found.is_dir():
+            return f"{folder} lies in {found}: name that folder"
+    return "name the folder of a checkpoint, with its config.json; a hub's: hf download NAME --local-dir FOLDER"
 
 
 def _renamed(inventory: Inventory, names: Mapping[str, str]) -> Inventory:

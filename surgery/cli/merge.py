@@ -88,13 +88,13 @@ def merge(
     be replaced.
     """
     from surgery.cli.progress import progress
-    from surgery.cli.weights import announcing, in_bytes, report_text, size_text
+    from surgery.cli.weights import announcing, in_bytes, report_text, size_text, whole_or_not
 
     registry = call.registry()
     factors = dict(map(_factor, weights or ()))
     from surgery.checkpoint.merge import merge_checkpoint
 
-    with scheduler(engine, jobs) as spread, progress(call) as tell:
+    with whole_or_not(out, base, engine), scheduler(engine, jobs) as spread, progress(call) as tell:
         report = merge_checkpoint(
             base,
             _named(adapters),

@@ -35,12 +35,12 @@ def unmerge(
     is an error, and nothing is written.
     """
     from surgery.cli.progress import progress
-    from surgery.cli.weights import announcing, in_bytes, report_text, size_text
+    from surgery.cli.weights import announcing, in_bytes, report_text, size_text, whole_or_not
 
     registry = call.registry()
     from surgery.checkpoint.merge import unmerge_checkpoint
 
-    with progress(call) as tell:
+    with whole_or_not(out, merged), progress(call) as tell:
         report = unmerge_checkpoint(
             merged,
             out,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgery.cli.call import Call
@@ -13,9 +15,11 @@ if TYPE_CHECKING:
     from surgery.checkpoint.report import CheckpointReport
     from surgery.cli.progress import Tell
 
-__all__ = ["announcing", "in_bytes", "report_text", "size_text", "table"]
+__all__ = ["announcing", "in_bytes", "report_text", "size_text", "table", "whole_or_not"]
 
 _ROWS = 12
+_WARM = 0.5
+"""Seconds before which bytes in a second mean nothing."""
 _HEAD = ("tensor", "|dW|/|W|", "lost", "unmoved")
 
 
@@ -34,19 +38,48 @@ def size_text(count: int) -> str:
 
 
 def in_bytes(tell: Tell | None, what: str) -> Callable[[int, int, str], None] | None:
-    """Return a teller of bytes that shows megabytes, and how many pass in a second."""
+    """Return a teller of bytes that shows megabytes (kilobytes of few), and how many pass in a second."""
     if tell is None:
         return None
     start = time.monotonic()
     detail: Any = getattr(tell, "detail", None)
+    last = (-1, -1)
 
     def told(done: int, total: int, _file: str) -> None:
+        nonlocal last
         seconds = time.monotonic() - start
-        if detail is not None and seconds > 0:
+        unit, name = (1_000_000, "MB") if total >= 10_000_000 else (1000, "kB")
+        whole = max(total // unit, 1)
+        shown = (whole if done >= total else done // unit, whole)
+        if shown == last:
+            return
+        last = shown
+        if detail is not None and seconds >= _WARM:
             detail(f"{size_text(int(done / seconds))}/s")
-        tell(done // 1_000_000, max(total // 1_000_000, 1), f"{what} (MB)")
+        tell(*shown, f"{what} ({name})")
 
     return told
+
+
+@contextmanager
+def whole_or_not(out: Path | None, folder: Path, engine: str | None = None) -> Iterator[None]:
+    """Say after Ctrl-C what is on the disk, and how to go on or give up.
+
+    Args:
+        out: the new folder; None in place.
+        folder: what is replaced, then.
+        engine: whether shards are jobs, whose results outlive this.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        from surgery.errors import StateError
+
+        hint = f"the same command again finishes it; {out or folder} is never half done"
+        place = folder / ".surgery-shards" if out is None else out.with_name(f".{out.name}.surgery-shards")
+        if engine is not None and place.is_dir():
+            hint += f", and finished shards are kept: to give it up, remove {place}"
+        raise StateError("stopped by Ctrl-C", str(out or folder), hint) from None
 
 
 def announcing(call: Call, verb: str) -> Callable[[Foretold], None]:

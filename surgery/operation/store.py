@@ -183,6 +183,8 @@ def _adapter_hint(folder: Path) -> str:
     inside = folder / "adapter"
     if (inside / CONFIG_FILE).is_file():
         return f"this is a folder of `surgery train`; its adapter is {inside}"
+    if (folder / "config.json").is_file():
+        return "this is a checkpoint, no adapter; `surgery merge` takes the base first, then adapters"
     return "name the folder that op.save() wrote, or the folder adapter in that of a finished `surgery train`"
 
 

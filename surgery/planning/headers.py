@@ -114,9 +114,10 @@ def read_checkpoint_headers(folder: Path) -> dict[str, TensorHeader]:
             str(folder),
             "convert them where you trust them: model.save_pretrained(folder) writes safetensors",
         )
-    raise CheckpointError(
-        "no model.safetensors and no index here", str(folder), "name a folder that holds a checkpoint"
-    )
+    hint = "name a folder that holds a checkpoint"
+    if any((folder / name).is_file() for name in ("adapter.json", "adapter_config.json")):
+        hint = f"this is an adapter: {hint}"
+    raise CheckpointError("no model.safetensors and no index here", str(folder), hint)
 
 
 def check_index(folder: Path) -> None:

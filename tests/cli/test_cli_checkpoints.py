@@ -11,6 +11,8 @@ import torch
 from cli_support import Run
 from safetensors.torch import load_file, save_file
 
+import surgery
+
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -106,3 +108,59 @@ def test_engines(world: Path, invoke: Run, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "ray", None)
     missing = invoke("merge", "base", "notes", "-o", "more", "--engine", "ray")
     assert (missing.code, "pip install" in missing.err) == (6, True)
+
+
+def test_errors_say_what_to_type(world: Path, invoke: Run) -> None:
+    assert invoke("merge", "base", "notes", "-o", "tuned", "-q").code == 0
+    again = invoke("merge", "tuned", "b=notes", "-o", "more", "--weights", "b=2")
+    assert (again.code, "'b' is merged already, as 'notes'" in again.err) == (6, True)
+    assert "surgery unmerge MERGED --adapter notes" in again.err
+    twice = invoke("merge", "base", "a=notes", "b=notes", "-o", "more")
+    assert (twice.code, "give it once; --weights a=2" in twice.err) == (6, True)
+    (world / "base" / "config.json").write_text("{}")
+    swapped = invoke("merge", "notes", "base", "-o", "more")
+    assert (swapped.code, "takes the base first, then adapters" in swapped.err) == (8, True)
+    assert "this is an adapter" in invoke("verify", "notes").err
+    named = invoke("merge", "demo:gpt2", "notes", "-o", "more")
+    assert (named.code, "demo:gpt2 lies in /" in named.err) == (8, True)
+    assert "hf download" in invoke("merge", "gpt2", "notes", "-o", "more").err
+
+
+def test_another_base_is_told_as_such(world: Path, invoke: Run) -> None:
+    (world / "elsewhere").mkdir()
+    save_file({"encoder.layer.0.dense.weight": torch.ones(8, 8)}, world / "elsewhere" / "model.safetensors")
+    refused = invoke("merge", "elsewhere", "notes", "-o", "out")
+    assert (refused.code, "trained on another base: name that one" in refused.err) == (8, True)
+    invoke("merge", "base", "notes", "-o", "tuned", "-q")
+    differs = invoke("verify", "base", "--base", "tuned")
+    assert differs.code == 7
+    assert "base: map.weight has other bits than in the base tuned" in differs.err
+
+
+def test_progress_of_few_bytes_is_in_kilobytes_and_comes_to_its_end(world: Path, invoke: Run) -> None:
+    lines = [line for line in invoke("merge", "base", "notes", "-o", "tuned").err.splitlines() if line[:1] == "["]
+    done, _, total = lines[-1].partition("]")[0].strip("[ ").partition("/")
+    assert lines[-1].endswith("merging (kB)")
+    assert done == total
+
+
+def test_progress_ends_where_the_merged_dtype_is_another(world: Path, invoke: Run) -> None:
+    assert invoke("merge", "base", "notes", "-o", "tuned", "--dtype", "float32", "-q").code == 0
+    told: list[tuple[int, int]] = []
+    surgery.unmerge_checkpoint("tuned", "back", progress=lambda done, total, _: told.append((done, total)))
+    assert told[-1] == (256, 256)
+
+
+def test_ctrl_c_says_how_to_go_on(world: Path, invoke: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        (world / ".tuned.surgery-shards").mkdir(exist_ok=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("surgery.checkpoint.merge.merge_checkpoint", stopped)
+    monkeypatch.setattr("surgery.checkpoint.merge.unmerge_checkpoint", stopped)
+    for words in (("merge", "base", "notes", "-o", "tuned"), ("unmerge", "tuned", "-o", "back")):
+        result = invoke(*words)
+        assert (result.code, "the same command again finishes it" in result.err) == (130, True)
+        assert "remove" not in result.err
+    shards = invoke("merge", "base", "notes", "-o", "tuned", "--engine", "local", "-j", "1")
+    assert (shards.code, "remove .tuned.surgery-shards" in shards.err) == (130, True)
