@@ -123,7 +123,7 @@ def test_a_receipt_beside_other_weights_is_noticed(world: Path) -> None:
     merged(world, "a")
     for name, data in fresh.items():  # somebody fetched the base again, over it
         (world / "base" / name).write_bytes(data)
-    with pytest.raises(DriftError, match="has other bits than the receipt"):
+    with pytest.raises(DriftError, match="has other bits than in the receipt"):
         merged(world, "a")
 
 
