@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from surgery.adapter import Adapter
 from surgery.architecture import Site
 from surgery.checkpoint.digest import sha256_of
+from surgery.checkpoint.prefixes import aligned
 from surgery.checkpoint.saved import Acts, Factor, SavedAdapter, TensorFile
 from surgery.checkpoint.weights import Weights
 from surgery.errors import CheckpointError, StateError, nearest
@@ -35,24 +36,6 @@ __all__ = ["NativeAdapter"]
 _BUILDING = threading.RLock()
 """Building sets what the whole process shares; and it may read a base that other adapters have to be taken out of."""
 _KNOWN_FORWARDS = frozenset({"linear", "conv1d", "embedding"})
-
-
-def _matched(ours: Sequence[str], theirs: Collection[str]) -> dict[str, str]:
-    """Return ours -> theirs: the same names, or with one prefix more or fewer, as base models are kept in files."""
-    best = {name: name for name in ours if name in theirs}
-    for prefix in sorted({f"{name.partition('.')[0]}." for name in (*theirs, *ours)}):
-        longer = {name: prefix + name for name in ours if prefix + name in theirs}
-        shorter = {
-            name: name.removeprefix(prefix)
-            for name in ours
-            if name.startswith(prefix) and name.removeprefix(prefix) in theirs
-        }
-        for change in (longer, shorter):
-            taken = set(change.values())
-            same = {name: name for name in ours if name in theirs and name not in change and name not in taken}
-            if len(change) + len(same) > len(best):
-                best = change | same
-    return best
 
 
 class _NativeActs(Acts):
@@ -138,7 +121,7 @@ class NativeAdapter(SavedAdapter):
         """Return name in the files -> name in the adapter's base, for what that base holds; refuse another base."""
         theirs: Mapping[str, Mapping[str, Any]] = self._config["base"]
         entries = {entry.name: entry for entry in weights.inventory.entries}
-        names = _matched(list(entries), theirs)
+        names = aligned(list(entries), theirs)
         missing = sorted(set(theirs) - set(names.values()), key=lambda name: (theirs[name]["sha256"] is not None, name))
         if missing:
             hint = nearest(missing[0], entries)

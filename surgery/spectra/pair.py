@@ -13,6 +13,7 @@ from typing import Self
 import torch
 
 from surgery.architecture import Site
+from surgery.checkpoint.prefixes import aligned
 from surgery.checkpoint.source import Source
 from surgery.checkpoint.units import units_of
 from surgery.checkpoint.weights import Weights
@@ -161,31 +162,12 @@ def _stored(weights: Weights, name: str) -> str:
 
 def _found(model: Inventory, theirs: Collection[str]) -> dict[str, str]:
     """Return name in the model -> name in files, of the tensor or of one that is tied to it."""
-    names = _aligned([entry.name for entry in model.entries], theirs)
+    names = aligned([entry.name for entry in model.entries], theirs)
     for name, others in model.ties.items():
         stored = next((names[other] for other in (name, *others) if other in names), None)
         if stored is not None:
             names.setdefault(name, stored)
     return names
-
-
-def _aligned(ours: Collection[str], theirs: Collection[str]) -> dict[str, str]:
-    """Return ours -> theirs: the same names, or with one prefix more or fewer, as base models are kept in files."""
-    best = {name: name for name in ours if name in theirs}
-    for prefix in sorted({f"{name.partition('.')[0]}." for name in (*theirs, *ours)}):
-        for change in (
-            {name: prefix + name for name in ours if prefix + name in theirs},
-            {
-                name: name.removeprefix(prefix)
-                for name in ours
-                if name.startswith(prefix) and name.removeprefix(prefix) in theirs
-            },
-        ):
-            taken = set(change.values())
-            same = {name: name for name in ours if name in theirs and name not in change and name not in taken}
-            if len(change) + len(same) > len(best):
-                best = change | same
-    return best
 
 
 def matrices_of_checkpoints(pair: CheckpointPair) -> Iterator[Matrix]:
