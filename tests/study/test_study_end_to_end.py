@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -277,6 +279,18 @@ def test_two_processes_give_the_same_records(compared: Comparison, registry: Reg
     again = compare(compared.study, tmp_path / "out", registry=registry, workers=2)
     plain = [without_timings(record) for record in again.records]  # type: ignore[arg-type]
     assert plain == [without_timings(record) for record in compared.records]  # type: ignore[arg-type]
+
+
+def test_a_ray_cluster_gives_the_same_records(compared: Comparison, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    study, out = tmp_path / "study.yaml", tmp_path / "out"
+    study.write_text(compared.study.to_yaml(), encoding="utf-8")
+    words = ["-m", "surgery", "compare", str(study), "--out", str(out), "--engine", "ray", "--workers", "2", "--quiet"]
+    told = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    lines = (out / "results.jsonl").read_text("utf-8").splitlines()
+    records = {record["key"]: without_timings(record) for record in map(json.loads, lines)}
+    assert records == {record["key"]: without_timings(record) for record in compared.records}  # type: ignore[arg-type]
 
 
 def test_a_causal_model_without_a_head_and_what_it_forgets(
