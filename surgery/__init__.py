@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from surgery.architecture import When as When
     from surgery.checkpoint.diff import diff_checkpoints as diff_checkpoints
     from surgery.checkpoint.merge import merge_checkpoint as merge_checkpoint
+    from surgery.checkpoint.merge import plan_merge as plan_merge
     from surgery.checkpoint.merge import unmerge_checkpoint as unmerge_checkpoint
     from surgery.checkpoint.verify import verify_checkpoint as verify_checkpoint
     from surgery.errors import SpecError as SpecError
@@ -91,6 +92,7 @@ _DOOR = {
     "merge_checkpoint": "surgery.checkpoint.merge",
     "operate": "surgery.operation",
     "plan": "surgery.planning",
+    "plan_merge": "surgery.checkpoint.merge",
     "read_config": "surgery.planning.headers",
     "sites": "surgery.planning",
     "spread_parts": "surgery.adapter.parts",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -21,14 +21,14 @@ class Foretold:
 
     Attributes:
         files, tensors: of the checkpoint.
-        computed: parameters that are computed; the others are copied.
+        parameters: those that are computed, in order, each with the adapters that will be in it.
         read, write: bytes.
         hold: bytes of memory, about, beside the imports; more where a parameter has to be folded as a whole.
     """
 
     files: int
     tensors: int
-    computed: int
+    parameters: Mapping[str, tuple[str, ...]]
     read: int
     write: int
     hold: int
@@ -38,8 +38,13 @@ class Foretold:
         """Say it of these units, with files of these `sizes` written anew and so many bytes `beside` them."""
         read = sum(head.size for head in weights.stored_heads.values()) + beside
         write = sum(sizes) + beside
-        computed = sum(not unit.is_copied for unit in units)
+        computed = {unit.name: tuple(one.name for one in unit.new) for unit in units if not unit.is_copied}
         return cls(len(weights.heads), len(weights.headers), computed, read, write, jobs * BLOCK * _HELD)
+
+    @property
+    def computed(self) -> int:
+        """How many parameters are computed; the others are copied."""
+        return len(self.parameters)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from surgery.checkpoint.foretold import Foretold
 from surgery.checkpoint.opening import load, opened
@@ -24,10 +26,10 @@ from surgery.errors import StateError, nearest
 from surgery.exact import check_machine
 from surgery.registry import Registry, load_registry
 
-__all__ = ["merge_checkpoint", "unmerge_checkpoint"]
+__all__ = ["DTYPES", "UNDO", "merge_checkpoint", "plan_merge", "unmerge_checkpoint"]
 
-_UNDO = ("residue", "file", "copy", "none")
-_DTYPES = ("bfloat16", "float16", "float32")
+UNDO = ("residue", "file", "copy", "none")
+DTYPES = ("bfloat16", "float16", "float32")
 
 
 def merge_checkpoint(  # noqa: PLR0913 - everything after the star is optional or named
@@ -81,35 +83,100 @@ def merge_checkpoint(  # noqa: PLR0913 - everything after the star is optional o
         DriftError: a merged base, the result that is there already, or an adapter meanwhile was changed.
         DiskError: the disk is full or refuses. In all cases nothing was changed.
     """
-    if undo not in _UNDO:
-        raise StateError(f"undo={undo!r} is unknown", hint=nearest(undo, _UNDO))
-    if dtype is not None and dtype not in _DTYPES:
-        raise StateError(f"dtype={dtype!r} is unknown", hint=nearest(dtype, _DTYPES))
     target = _target(out, in_place=in_place)
-    registry = registry or load_registry()
-    named = _named(adapters)
-    factors = dict(weights or {})
-    unknown = sorted(set(factors) - set(named))
-    if unknown:
-        raise StateError(f"a weight is given for {unknown[0]!r}, which is not merged", hint=nearest(unknown[0], named))
-    check_machine()
-    new = [load(folder, name, factors.get(name, 1.0), registry) for name, folder in named.items()]
+    merging = _Merging.of(base, adapters, undo, dtype, jobs, fast, weights, registry)
 
     def work(source: Source, old: list[SavedAdapter]) -> Work:
-        refuse_twice(old, new)
-        for one in new:
-            one.fit(source.weights)
-        kept = source.record.dtype if source.record is not None else ""
-        request = Request(Path(base).resolve(), named, factors, undo, fast, kept if dtype is None else dtype, registry)
-        shards = None if engine is None else Shards(engine, request)
-        manner = Manner(undo, fast, request.dtype, jobs, progress, announce, shards)
-        return Work(source, old, [*old, *new], manner)
+        return merging.work(source, old, progress, announce, engine)
 
     if target is not None:
-        with opened(Path(base), registry) as (source, old):
+        with opened(Path(base), merging.registry) as (source, old):
             return work(source, old).into(target)
-    asked = [[one.name, one.format, one.factor, one.digest] for one in sorted(new, key=lambda one: one.name)]
-    return _in_place(Path(base), ["merge", asked, undo, fast, dtype], work, registry, jobs)
+    asked = [[one.name, one.format, one.factor, one.digest] for one in sorted(merging.new, key=lambda one: one.name)]
+    return _in_place(Path(base), ["merge", asked, undo, fast, dtype], work, merging.registry, jobs)
+
+
+def plan_merge(  # noqa: PLR0913 - as `merge_checkpoint`
+    base: str | Path,
+    adapters: str | Path | Sequence[str | Path] | Mapping[str, str | Path],
+    *,
+    in_place: bool = False,
+    undo: str = "residue",
+    dtype: str | None = None,
+    jobs: int | None = None,
+    weights: Mapping[str, float] | None = None,
+    registry: Registry | None = None,
+) -> Foretold:
+    """Say what `merge_checkpoint` would read, write and change, from headers and adapters alone; nothing is written.
+
+    Arguments and errors are those of `merge_checkpoint`. The values of the base's weights are not read, so what only
+    they tell (another base of the same shapes, an overflow) is found by the merge.
+    """
+    merging = _Merging.of(base, adapters, undo, dtype, jobs, False, weights, registry)
+    with opened(Path(base), merging.registry) as (source, old):
+        return merging.work(source, old).foretold(in_place=in_place)
+
+
+@dataclass(frozen=True)
+class _Merging:
+    """What is to be merged into what; its fields are the arguments of `merge_checkpoint`, looked through."""
+
+    base: Path
+    named: Mapping[str, Path]
+    new: Sequence[SavedAdapter]
+    undo: str
+    dtype: str | None
+    jobs: int | None
+    fast: bool
+    factors: Mapping[str, float]
+    registry: Registry
+
+    @classmethod
+    def of(  # noqa: PLR0913 - the arguments of two public functions
+        cls,
+        base: str | Path,
+        adapters: str | Path | Sequence[str | Path] | Mapping[str, str | Path],
+        undo: str,
+        dtype: str | None,
+        jobs: int | None,
+        fast: bool,
+        weights: Mapping[str, float] | None,
+        registry: Registry | None,
+    ) -> Self:
+        if undo not in UNDO:
+            raise StateError(f"undo={undo!r} is unknown", hint=nearest(undo, UNDO))
+        if dtype is not None and dtype not in DTYPES:
+            raise StateError(f"dtype={dtype!r} is unknown", hint=nearest(dtype, DTYPES))
+        registry = registry or load_registry()
+        named = _named(adapters)
+        factors = dict(weights or {})
+        unknown = sorted(set(factors) - set(named))
+        if unknown:
+            what = f"a weight is given for {unknown[0]!r}, which is not merged"
+            raise StateError(what, hint=nearest(unknown[0], named))
+        check_machine()
+        new = [load(folder, name, factors.get(name, 1.0), registry) for name, folder in named.items()]
+        return cls(Path(base), named, new, undo, dtype, jobs, fast, factors, registry)
+
+    def work(
+        self,
+        source: Source,
+        old: list[SavedAdapter],
+        progress: Tell | None = None,
+        announce: Callable[[Foretold], None] | None = None,
+        engine: Scheduler | None = None,
+    ) -> Work:
+        refuse_twice(old, self.new)
+        for one in self.new:
+            one.fit(source.weights)
+        kept = source.record.dtype if source.record is not None else ""
+        dtype = kept if self.dtype is None else self.dtype
+        request = Request(
+            self.base.resolve(), self.named, self.factors, self.undo, self.fast, dtype, self.registry
+        )  # fmt: skip
+        shards = None if engine is None else Shards(engine, request)
+        manner = Manner(self.undo, self.fast, dtype, self.jobs, progress, announce, shards)
+        return Work(source, old, [*old, *self.new], manner)
 
 
 def unmerge_checkpoint(  # noqa: PLR0913 - everything after the star is optional or named

@@ -183,7 +183,7 @@ class Work:
                 beside |= {name: hashlib.sha256(data).hexdigest() for name, data in self.altered.items()}
                 refuse_other_result(self.source, beside, tx, self.manner.threads)
                 return replace(self._report(out), was_done=True)
-            self._announce(self.weights.heads, self.going.size)
+            self._announce(frozenset(self.weights.heads), self.going.size)
             stream = self._stream(tx, self.weights.heads, self.going.size)
             self.going.copy(self.weights.folder, tx)
             self._keep(tx)
@@ -201,11 +201,7 @@ class Work:
         if self.new and self.manner.undo == "file" and Path(self.planned.base).resolve() == folder.resolve():
             what = "undo='file' reads the base where it is, and a merge in place replaces it"
             raise StateError(what, str(folder), "use --undo residue, or write to a new folder: -o OUT")
-        files = {
-            piece.header.file.name for unit in self.units if not unit.is_copied for piece in unit.pieces
-        }  # fmt: skip
-        for name in sorted(files):
-            refuse_link(os.lstat(folder / name), folder / name)
+        files = self._replaced()
         self._announce(files, 0)
         stream = self._stream(tx, files, 0)
         beside = {name: {"size": size, "sha256": sha256_of(folder / name)} for name, size in self.going.files}
@@ -223,10 +219,31 @@ class Work:
         self._forget(tx)
         return self._report(folder, stream)
 
-    def _announce(self, files: Collection[str], beside: int) -> None:
+    def foretold(self, *, in_place: bool) -> Foretold:
+        """Say what would be done, and do nothing.
+
+        Raises:
+            CheckpointError: a file that would be replaced in place is a link.
+        """
+        files = self._replaced() if in_place else frozenset(self.weights.heads)
+        return self._foretold(files, 0 if in_place else self.going.size)
+
+    def _replaced(self) -> frozenset[str]:
+        """Files of which a tensor changes; none is a link, as in the cache of a hub."""
+        files = frozenset(
+            piece.header.file.name for unit in self.units if not unit.is_copied for piece in unit.pieces
+        )  # fmt: skip
+        for name in sorted(files):
+            refuse_link(os.lstat(self.weights.folder / name), self.weights.folder / name)
+        return files
+
+    def _foretold(self, files: frozenset[str], beside: int) -> Foretold:
+        sizes = [self.layout.sizes[name] for name in files]
+        return Foretold.of(self.weights, self.units, self.manner.threads, beside, sizes)
+
+    def _announce(self, files: frozenset[str], beside: int) -> None:
         if self.manner.announce is not None:
-            sizes = [self.layout.sizes[name] for name in files]
-            self.manner.announce(Foretold.of(self.weights, self.units, self.manner.threads, beside, sizes))
+            self.manner.announce(self._foretold(files, beside))
 
     def _forget(self, tx: Transaction) -> None:
         if self.manner.engine is not None:
@@ -245,7 +262,10 @@ class Work:
         if self.manner.engine is not None:
             stream: Result = self.manner.engine.run(self, tx, frozenset(files), size)
         else:
-            tx.reserve(size, beside=copies)  # copies are collected in the order of threads, then written in order
+            # Copies are collected in the order of threads, then written in order. How large a residue gets is not
+            # known before; the usual one is far smaller than this.
+            residue = changed // _RESIDUE if self.new and self.manner.undo == "residue" else 0
+            tx.reserve(size, beside=copies + residue)
             own = self.stream(self.units, self.manner.tell)
             own.run(tx, self.manner.threads, frozenset(files), self.layout)
             stream = own
@@ -314,6 +334,8 @@ def _refuse_other_base(adapters: Sequence[SavedAdapter], found: Mapping[str, str
                 raise CheckpointError(what, str(one.folder), hint)
 
 
+_RESIDUE = 100
+"""Bytes that are changed for each that is looked for on the disk for the residue."""
 _CONFIG, _INDEX = "config.json", "model.safetensors.index.json"
 _KEPT = frozenset({"residue", "copy"})
 """Ways back for which something is kept in the folder."""

@@ -1,10 +1,12 @@
-"""Tab completion: spec files, plugin names, and modules of plugins."""
+"""Tab completion: spec files, plugin names, modules of plugins, one of a few words, and adapters of a checkpoint."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-__all__ = ["plugin_modules", "plugin_names", "spec_files"]
+__all__ = ["merged_adapters", "one_of", "plugin_modules", "plugin_names", "spec_files"]
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 _MOST = 500
@@ -45,6 +47,23 @@ def plugin_modules(incomplete: str) -> list[str]:
         if path.name.startswith(start) and (path.suffix == ".py" or (path / "__init__.py").is_file())
     ]
     return sorted(name for name in modules if name.startswith(incomplete)) + files
+
+
+def one_of(words: Sequence[str]) -> Callable[[str], list[str]]:
+    """Return what completes to one of `words`."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return complete
+
+
+def merged_adapters(ctx: Any, incomplete: str) -> list[str]:
+    """Return adapters that are merged in the checkpoint named before."""
+    # While the option that is completed has no value, the parser stops before it gives arguments their names.
+    folder = ctx.params.get("merged") or next(iter(ctx.args), None)
+    kept = _entries(Path(folder) / "surgery" / "adapters") if folder else []
+    return [path.name for path in kept if path.is_dir() and path.name.startswith(incomplete)]
 
 
 def _entries(folder: Path) -> list[Path]:

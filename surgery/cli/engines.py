@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from surgery.cli.complete import one_of
+
 if TYPE_CHECKING:
     from surgery.engine import Scheduler
 
@@ -30,6 +32,7 @@ Engine = Annotated[
         "--engine",
         metavar="<local|ray>",
         callback=_known,
+        autocompletion=one_of(_KNOWN),
         help="Spread jobs over processes of this machine, or over a Ray cluster.",
     ),
 ]

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from surgery.cli.call import Call, shell
+from surgery.cli.complete import one_of
 from surgery.cli.engines import Engine, scheduler
 
 __all__ = ["EXAMPLES", "merge"]
@@ -16,9 +17,8 @@ __all__ = ["EXAMPLES", "merge"]
 EXAMPLES = "Example:  surgery merge models/base runs/notes/adapter -o models/merged"
 
 _UNDO = ("residue", "file", "copy", "none")
-
-
 _DTYPES = ("bfloat16", "float16", "float32")
+_SHORT = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
 
 
 def _one_of(value: str, known: Sequence[str]) -> str:
@@ -34,7 +34,7 @@ def _undo(value: str) -> str:
 
 
 def _dtype(value: str | None) -> str | None:
-    return value if value is None else _one_of(value, _DTYPES)
+    return value if value is None else _one_of(_SHORT.get(value, value), _DTYPES)
 
 
 def merge(
@@ -56,6 +56,7 @@ def merge(
             "--undo",
             metavar="<residue|file|copy|none>",
             callback=_undo,
+            autocompletion=one_of(_UNDO),
             help="What is kept for unmerge: what merged weights and adapters do not tell, nothing but the base itself,"
             " the changed weights, or nothing.",
         ),
@@ -66,6 +67,7 @@ def merge(
             "--dtype",
             metavar="<bfloat16|float16|float32>",
             callback=_dtype,
+            autocompletion=one_of(_DTYPES),
             help="Write all floating tensors of 16 bits and more in this one, each rounded once.",
         ),
     ] = None,
@@ -81,6 +83,9 @@ def merge(
         typer.Option("--jobs", "-j", metavar="N", min=1, max=256, help="Threads, or workers of an engine; up to 4."),
     ] = None,
     engine: Engine = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be read, written and changed, and write nothing.")
+    ] = False,
 ) -> None:
     """Merge adapters into a checkpoint, without building the model, so that unmerge gives the base back bit for bit.
 
@@ -88,11 +93,19 @@ def merge(
     be replaced.
     """
     from surgery.cli.progress import progress
-    from surgery.cli.weights import announcing, in_bytes, report_text, size_text, whole_or_not
+    from surgery.cli.weights import announcing, foretold_text, in_bytes, report_text, size_text, whole_or_not
 
     registry = call.registry()
     factors = dict(map(_factor, weights or ()))
-    from surgery.checkpoint.merge import merge_checkpoint
+    from surgery.checkpoint.merge import merge_checkpoint, plan_merge
+
+    if dry_run:
+        plan = plan_merge(
+            base, _named(adapters), in_place=in_place, undo=undo, dtype=dtype, jobs=jobs, weights=factors,
+            registry=registry,
+        )  # fmt: skip
+        call.answer(plan.to_dict(), foretold_text(plan))
+        return
 
     with whole_or_not(out, base, engine), scheduler(engine, jobs) as spread, progress(call) as tell:
         report = merge_checkpoint(

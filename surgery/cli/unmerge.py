@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from surgery.cli.call import Call, shell
+from surgery.cli.complete import merged_adapters
 
 __all__ = ["EXAMPLES", "unmerge"]
 
@@ -23,7 +24,12 @@ def unmerge(
     ] = False,
     adapter: Annotated[
         list[str] | None,
-        typer.Option("--adapter", metavar="NAME", help="Take out this one only; without, all. Repeatable."),
+        typer.Option(
+            "--adapter",
+            metavar="NAME",
+            autocompletion=merged_adapters,
+            help="Take out this one only; without, all. Repeatable.",
+        ),
     ] = None,
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", metavar="N", min=1, max=256, help="Threads; by default up to 4.")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from surgery.checkpoint.report import CheckpointReport
     from surgery.cli.progress import Tell
 
-__all__ = ["announcing", "in_bytes", "report_text", "size_text", "table", "whole_or_not"]
+__all__ = ["announcing", "foretold_text", "in_bytes", "report_text", "size_text", "table", "whole_or_not"]
 
 _ROWS = 12
 _WARM = 0.5
@@ -86,13 +86,31 @@ def announcing(call: Call, verb: str) -> Callable[[Foretold], None]:
     """Return what tells the plan."""
 
     def announce(plan: Foretold) -> None:
-        call.note(
-            f"{verb}: {plan.computed} parameters are computed, the rest of {plan.tensors} tensors in {plan.files} "
-            f"file{'s' if plan.files > 1 else ''} is copied; reads {size_text(plan.read)}, writes "
-            f"{size_text(plan.write)}, holds about {size_text(plan.hold)}"
-        )
+        call.note(f"{verb}: {_said(plan)}")
 
     return announce
+
+
+def foretold_text(plan: Foretold) -> str:
+    """Return for people what a merge would do."""
+    rows = [
+        ("parameter", "becomes"),
+        *((name, " + ".join(("W", *adapters)) if adapters else "W in another dtype") for name, adapters in
+          list(plan.parameters.items())[:_ROWS]),
+    ]  # fmt: skip
+    lines = [f"nothing was written; {_said(plan)}", "", *table(rows)]
+    if plan.computed > _ROWS:
+        lines.append(f"  and {plan.computed - _ROWS} more: --json shows all")
+    return "\n".join(lines)
+
+
+def _said(plan: Foretold) -> str:
+    computed = f"{plan.computed} parameter{'s are' if plan.computed != 1 else ' is'} computed"
+    files = f"{plan.files} file{'s' if plan.files != 1 else ''}"
+    return (
+        f"{computed}, the rest of {plan.tensors} tensors in {files} is copied; reads {size_text(plan.read)}, "
+        f"writes {size_text(plan.write)}, holds about {size_text(plan.hold)}"
+    )
 
 
 def report_text(report: CheckpointReport, what: str) -> str:

@@ -33,7 +33,7 @@ def test_there_and_back(world: Path, invoke: Run) -> None:
     result = invoke("merge", "base", "notes", "-o", "tuned")
     assert result.code == 0, result.err
     assert result.out.startswith("merged notes into")
-    assert "plan: 1 parameters are computed, the rest of 2 tensors in 1 file is copied" in result.err
+    assert "plan: 1 parameter is computed, the rest of 2 tensors in 1 file is copied" in result.err
     assert "next: surgery verify tuned" in result.err
     assert "already holds notes" in invoke("merge", "base", "notes", "-o", "tuned").out
     assert invoke("verify", "tuned", "--base", "base").out.startswith("right: 2 tensors")
@@ -43,6 +43,33 @@ def test_there_and_back(world: Path, invoke: Run) -> None:
     shown = invoke("diff", "base", "tuned").out
     assert "1 tensors differ, 1 are the same" in shown
     assert "map.weight" in shown
+
+
+def test_a_dry_run_writes_nothing(world: Path, invoke: Run) -> None:
+    before = sorted(world.rglob("*"))
+    told = json.loads(invoke("merge", "base", "notes", "-o", "tuned", "--dry-run", "--json").out)
+    assert told["parameters"] == {"map.weight": ["notes"]}
+    assert told["write"] == (world / "base" / "model.safetensors").stat().st_size
+    shown = invoke("merge", "base", "notes", "--in-place", "--dry-run", "--dtype", "fp32").out
+    assert shown.startswith("nothing was written; 2 parameters are computed")
+    assert "map.weight             W + notes" in shown
+    assert "other.weight  W in another dtype" in shown
+    refused = invoke("merge", "base", "notes", "-o", "tuned", "--dry-run", "--weights", "other=2")
+    assert "a weight is given for 'other', which is not merged" in refused.err
+    assert sorted(world.rglob("*")) == before
+
+
+def test_words_of_options_complete(world: Path, invoke: Run, script: Run) -> None:
+    def completed(*words: object) -> list[str]:
+        line = " ".join(["surgery", *map(str, words)])
+        return script(_SURGERY_COMPLETE="complete_bash", COMP_WORDS=line, COMP_CWORD=str(len(words))).out.split()
+
+    assert completed("merge", "base", "notes", "--undo", "") == ["residue", "file", "copy", "none"]
+    assert completed("merge", "base", "notes", "--dtype", "b") == ["bfloat16"]
+    assert completed("merge", "base", "notes", "--engine", "") == ["local", "ray"]
+    invoke("merge", "base", "notes", "-o", "tuned", "-q")
+    assert completed("unmerge", world / "tuned", "--adapter", "") == ["notes"]
+    assert completed("unmerge", "nowhere", "--adapter", "") == []
 
 
 def test_json_holds_every_tensor(world: Path, invoke: Run) -> None:
