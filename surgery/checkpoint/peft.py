@@ -32,6 +32,7 @@ _CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _KEY = re.compile(
     r"base_model\.model\.(?P<path>.+)\.(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B)(?P<end>\.weight)?"
 )
+_MOST_PROBLEMS = 8
 _LITERAL = re.compile(r"\^?[A-Za-z0-9_.-]+")
 _UNKNOWN = {
     "use_dora": "DoRA", "use_qalora": "QALoRA", "use_bdlora": "BD-LoRA", "alora_invocation_tokens": "activated LoRA",
@@ -145,7 +146,15 @@ class PeftAdapter(SavedAdapter):
             self._fit_experts(stacked, weights)
         problems += self._doubtful()
         if problems:
-            raise CheckpointError.of(problems)
+            raise CheckpointError.of(self._fewer(problems))
+
+    def _fewer(self, problems: list[Problem]) -> list[Problem]:
+        """Return a few of them: of another base each tensor has one."""
+        rest = len(problems) - _MOST_PROBLEMS
+        if rest <= 0:
+            return problems
+        last = Problem(f"and {rest} more problems of the same adapter", str(self.folder), problems[-1].hint)
+        return [*problems[:_MOST_PROBLEMS], last]
 
     def _fit_pair(self, path: str, down: str, up: str, weights: Weights) -> list[Problem]:
         """Find a home for two factors of a plain map."""
@@ -267,6 +276,7 @@ class PeftAdapter(SavedAdapter):
 
 
 _HINT = "surgery merges LoRA factors and modules_to_save; what else was trained, such as biases, merge with PEFT"
+_MOST_PROBLEMS = 8
 
 
 def _home(name: str, weights: Weights) -> str | None:

@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from surgery.checkpoint.receipt import read_receipt
 from surgery.checkpoint.record import KEY, MergedRecord
 from surgery.checkpoint.source import Source
 from surgery.checkpoint.transaction import Transaction
 from surgery.checkpoint.verify import hashes, verify_checkpoint
 from surgery.errors import CheckpointError
 
-__all__ = ["refuse_other_result"]
+__all__ = ["refuse_other_job", "refuse_other_result"]
+
+
+def refuse_other_job(out: Path, job: str, planned: MergedRecord) -> None:
+    """Say what a folder holds, where that is the result of another merge than the `planned` one.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    receipt = read_receipt(out) if out.is_dir() else None
+    if receipt is None or KEY not in receipt or receipt["job"] == job:
+        return
+    held, wanted = _said(MergedRecord.decode(receipt[KEY], str(out))), _said(planned)
+    what = f"the output exists, and holds another merge: {held}"
+    if held == wanted:
+        what = f"the output exists, and holds a merge of other files of the same names: {held}"
+    raise CheckpointError(what, str(out), "choose another folder, or remove it")
+
+
+def _said(record: MergedRecord) -> str:
+    names = ", ".join(one.name if one.factor == 1.0 else f"{one.name}={one.factor:g}" for one in record.adapters)
+    manner = f"undo {record.undo}{', fast' if record.fast else ''}{f', {record.dtype}' if record.dtype else ''}"
+    return f"{names} into {record.base} ({manner})"
 
 
 def refuse_other_result(source: Source, beside: Mapping[str, str], tx: Transaction, jobs: int) -> None:

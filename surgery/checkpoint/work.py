@@ -21,7 +21,7 @@ from surgery.checkpoint.foretold import Foretold
 from surgery.checkpoint.layout import Layout, cast_of, recast_config, recast_index
 from surgery.checkpoint.recast import holds
 from surgery.checkpoint.record import KEY, ORIGINALS, RESIDUE, AdapterRecord, MergedRecord, TensorRecord, adapter_folder
-from surgery.checkpoint.repeated import refuse_other_result
+from surgery.checkpoint.repeated import refuse_other_job, refuse_other_result
 from surgery.checkpoint.report import CheckpointReport
 from surgery.checkpoint.saved import SavedAdapter
 from surgery.checkpoint.shared import refuse_link
@@ -176,7 +176,16 @@ class Work:
         return MergedRecord(self.manner.undo, origin, self.manner.fast, heads, kept, dtype=dtype, written=written)
 
     def into(self, out: Path) -> CheckpointReport:
-        """Write a new folder."""
+        """Write a new folder.
+
+        Raises:
+            StateError: it would lie within the checkpoint that is read.
+            CheckpointError: it exists, and holds something else.
+        """
+        if out.resolve().is_relative_to(self.weights.folder.resolve()) and not out.exists():
+            hint = "choose a folder beside it: -o OUT"
+            raise StateError("the output would lie within the checkpoint that is read", str(out), hint)
+        refuse_other_job(out, self.job, self.planned)
         with Transaction(out, "new", job=self.job) as tx:
             if tx.done:
                 beside = {name: sha256_of(self.weights.folder / name) for name, _ in self.going.files}

@@ -203,6 +203,21 @@ def test_an_output_that_exists_is_left_alone(world: Path) -> None:
     assert bytes_of(world / "there") == {"mine": b"mine"}
 
 
+def test_an_output_that_holds_another_merge_is_described(world: Path) -> None:
+    before = bytes_of(world / "merged")
+    with pytest.raises(CheckpointError, match=r"holds another merge: notes into .*base \(undo residue\)"):
+        merge_checkpoint(world / "base", world / "notes", world / "merged", undo="copy", registry=REGISTRY)
+    assert bytes_of(world / "merged") == before
+
+
+def test_an_output_within_the_base_is_refused(world: Path) -> None:
+    before = bytes_of(world / "base")
+    for inside in ("merged", "a/b"):
+        with pytest.raises(StateError, match="would lie within the checkpoint"):
+            merge_checkpoint(world / "base", world / "notes", world / "base" / inside, registry=REGISTRY)
+    assert bytes_of(world / "base") == before
+
+
 def test_weights_are_for_adapters_that_add(world: Path) -> None:
     with pytest.raises(StateError, match="cannot be weighted|that add can be weighted"):
         merge_checkpoint(world / "base", world / "notes", world / "out", weights={"notes": 0.5}, registry=REGISTRY)

@@ -120,3 +120,17 @@ def test_experts_that_cannot_be_told(kind: str, tmp_path: Path) -> None:
     assert json.loads((folder / "adapter_config.json").read_text())["target_parameters"]
     with pytest.raises(CheckpointError, match="target_parameters"):
         merge_checkpoint(tmp_path / "base", folder, tmp_path / "out", registry=REGISTRY)
+
+
+def test_of_another_base_a_few_problems_are_told(tmp_path: Path) -> None:
+    base_of(tmp_path / "base", "LlamaForCausalLM", torch.float32)
+    made = {}
+    for layer in range(6):
+        for name in ("q_proj", "v_proj"):
+            path = f"model.layers.{layer}.self_attn.{name}"
+            made[f"{path}.lora_A.weight"], made[f"{path}.lora_B.weight"] = torch.ones(2, 3), torch.ones(3, 2)
+    with pytest.raises(CheckpointError) as caught:
+        merge_checkpoint(tmp_path / "base", peft_folder(tmp_path / "a", made), tmp_path / "out", registry=REGISTRY)
+    assert len(caught.value.problems) == 9
+    assert caught.value.problems[-1].what == "and 4 more problems of the same adapter"
+    assert "another base" in caught.value.problems[-1].hint
