@@ -153,7 +153,8 @@ class PeftAdapter(SavedAdapter):
         rest = len(problems) - _MOST_PROBLEMS
         if rest <= 0:
             return problems
-        last = Problem(f"and {rest} more problems of the same adapter", str(self.folder), problems[-1].hint)
+        hint = "this adapter was trained on another base: name that one"
+        last = Problem(f"and {rest} more problems of the same adapter", str(self.folder), hint)
         return [*problems[:_MOST_PROBLEMS], last]
 
     def _fit_pair(self, path: str, down: str, up: str, weights: Weights) -> list[Problem]:
