@@ -23,8 +23,8 @@ def is_offline() -> bool:
 def load_from_hub(spec: DataSpec, known: tuple[str, ...] = ()) -> dict[str, Table]:
     """Load `spec.name`: its train split, its validation split where there is one, and a test split that is asked for.
 
-    Test splits on the hub often come without labels; that is why one is read only when the spec names it. Where it names
-    the validation split as the test, that is not the validation, too.
+    Test splits on the hub often come without labels; that is why one is read only when the spec names it. Where it
+    names the validation split as the test, that is not the validation, too.
     """
     assert spec.name is not None
     loaded = _load(spec, known)
