@@ -23,9 +23,9 @@ def windows(
 
     Each has the model's inputs and `labels`, [first, last] token of the first reference, or [0, 0] where the window
     does not hold the whole of it (as Devlin et al. 2019, arXiv 1810.04805, do for questions without an answer).
-    Beside them: `_item`, the question's number; `_question`; `_first`, the number of the first token of the context, and
-    `_spans`, (tokens, 2), where each of the context's tokens stands in it; `_outside`, on the first window, whether no
-    window holds the answer.
+    Beside them: `_item`, the question's number; `_question`; `_first`, the number of the first token of the context,
+    and `_spans`, (tokens, 2), where each of the context's tokens stands in it; `_outside`, on the first window, whether
+    no window holds the answer.
 
     Args:
         asked: the questions.

@@ -77,7 +77,7 @@ def evaluate(
             done += len(indices)
             if progress is not None:
                 progress(done, len(examples), f"evaluating {split}")
-    answers = {"loss": loss.tolist(), "units": units.tolist(), **told}
+    answers: dict[str, list[Any]] = {"loss": loss.tolist(), "units": units.tolist(), **told}
     items = task.items(examples, answers, session.labels, session.options)
     _check_items(session, items)
     metrics = task.score(items)
