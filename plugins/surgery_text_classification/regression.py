@@ -103,6 +103,8 @@ def _correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 def _problem(label: Any, where: str) -> Problem | None:
     hint = "is the column the right one? labels that are words belong to kind: text-classification"
+    if label == "":
+        return Problem("the label is empty", where, "give it a number, or remove the row")
     if isinstance(label, bool) or not isinstance(label, str | int | float):
         return Problem(f"the label must be a number, not {label!r}", where, hint)
     try:

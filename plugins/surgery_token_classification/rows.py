@@ -92,7 +92,9 @@ def _number(tag: Any, place: int, number: Mapping[str, int], given: int, where: 
     if str(tag) in number:
         return number[str(tag)]
     known = "is not among task.tags" if given else "does not occur in the training split"
-    raise DataError(f"tag {str(tag)!r} of word {place} {known}", where, nearest(str(tag), number))
+    near = nearest(str(tag), number)
+    hint = near if given or near.startswith("did") else "name all tags, in any order, under task: tags: [O, ...]"
+    raise DataError(f"tag {str(tag)!r} of word {place} {known}", where, hint)
 
 
 def _is_list(value: Any) -> bool:
