@@ -33,12 +33,16 @@ def tokenizer() -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = ["[PAD]", "[UNK]", "[SEP]", *"the old house of Ada in Rome lives where . ?".split(), *map(str, range(12))]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[SEP]",
+        *["the", "old", "house", "of", "Ada", "in", "Rome", "lives", "where", ".", "?"],
+        *map(str, range(12)),
+    ]
     backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", eos_token="[SEP]"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", eos_token="[SEP]")
 
 
 @pytest.fixture(params=sorted(ROWS), scope="module")

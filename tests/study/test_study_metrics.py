@@ -87,7 +87,9 @@ def record(arm: str, seed: int, items: Arrays, task: Any) -> Any:
 
 
 def test_every_metric_of_every_task_is_tried(registry: Registry) -> None:
-    known = {(name, metric) for name, task in registry.tasks.items() for metric in task.value.metrics or [task.value.metric]}
+    known = {
+        (name, metric) for name, task in registry.tasks.items() for metric in task.value.metrics or [task.value.metric]
+    }
     assert known <= {(task, metric) for task, metric, *_ in CASES}, "add a case above"
 
 
@@ -112,7 +114,11 @@ def test_the_metric_is_computed_anew_on_every_draw(
             assert np.std(by_hand) > 0
     assert (measured.right is not None) == is_right_or_wrong
     if measured.right is not None:
-        hits = made["a", 1]["em"] == 1 if kind == "question-answering" else made["a", 1]["label"] == made["a", 1]["prediction"]
+        hits = (
+            made["a", 1]["em"] == 1
+            if kind == "question-answering"
+            else made["a", 1]["label"] == made["a", 1]["prediction"]
+        )
         assert measured.right["a"][0].tolist() == hits.tolist()
 
 
@@ -158,7 +164,11 @@ def score(number: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("kind", "metric", "make"),
-    [("question-answering", "em", question), ("token-classification", "f1", sentence), ("text-regression", "spearman", score)],
+    [
+        ("question-answering", "em", question),
+        ("token-classification", "f1", sentence),
+        ("text-regression", "spearman", score),
+    ],
 )
 def test_a_study_of_the_task(
     kind: str, metric: str, make: Callable[[int], Any], registry: Registry, tmp_path: Path, small_bert: str

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from golden import check_golden
-from surgery_token_classification.chunks import entities, is_chunk_tag
 
 from surgery import Spec, train
 from surgery.errors import DataError, SurgeryError
@@ -19,6 +18,7 @@ from surgery.operation import operate
 from surgery.registry import Registry
 from surgery.training import prepare
 from surgery.training.fit import evaluate, fit, logits
+from surgery_token_classification.chunks import entities, is_chunk_tag
 
 TAGS = ("B-LOC", "B-PER", "I-LOC", "I-PER", "O")
 
@@ -122,7 +122,7 @@ def test_words_without_a_token_and_words_that_are_cut(words: Any, registry: Regi
         "1 of 2 sentences are longer than 8 tokens: 3 words are cut, and count as answered by O",
         "2 words have no token of their own, and count as answered by O",
     ]
-    assert list(task.notes(found[:1], task.options()))[0].startswith("2 words")
+    assert next(iter(task.notes(found[:1], task.options()))).startswith("2 words")
     # A perfect model still misses what was cut.
     scores = torch.nn.functional.one_hot(torch.tensor(found[1]["labels"]).clamp(min=0), len(TAGS)).float()[None]
     told = task.answers(scores, found[1:], TAGS, task.options())["tags"]
@@ -141,7 +141,11 @@ def test_tags_that_are_numbers(words: Any, registry: Registry) -> None:
     assert task.labels(numbered, options) == names
     example = task.encode(numbered, words, names, options, str)[0]
     assert example["_tags"] == (1, 0)
-    assert task.labels([{"words": ["a"] * 3, "tags": [10, 9, "2"]}], task.options(metric="accuracy")) == ("2", "9", "10")
+    assert task.labels([{"words": ["a"] * 3, "tags": [10, 9, "2"]}], task.options(metric="accuracy")) == (
+        "2",
+        "9",
+        "10",
+    )
 
 
 def test_parts_of_speech_have_no_f1(words: Any, registry: Registry) -> None:

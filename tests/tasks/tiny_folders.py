@@ -7,7 +7,9 @@ from typing import Any
 
 __all__ = ["byte_tokenizer", "save", "word_tokenizer"]
 
-_TEXT = "the a who what wrote where lives old new blue red house river king queen in of . , ? ! Paris Ada Bob Carol Rome"
+_TEXT = (
+    "the a who what wrote where lives old new blue red house river king queen in of . , ? ! Paris Ada Bob Carol Rome"
+)
 _SMALL = {"vocab_size": 320, "max_position_embeddings": 96}
 _LAYERS = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
