@@ -128,5 +128,6 @@ def test_what_begins_with_an_underscore_is_not_for_the_model(bert: Path) -> None
         return [f"{len(examples)} rows"]
 
     session = prepare(spec_for(bert), registry_with(broken(encode=encode, items=items, notes=notes)), data=DATA)
+    assert set(session.collator(session.examples["test"])) == {"input_ids", "labels"}
     assert evaluate(session, "test").items["label"].tolist() == [2, 0, 1] * 4
     assert session.notes[-3:] == ("train: 12 rows", "validation: 12 rows", "test: 12 rows")
