@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
+from surgery.registry.generation import Generation
 from surgery.registry.twins import Twins
 from surgery.spec import Options
 
@@ -114,3 +115,11 @@ class TaskType(ABC, Generic[OptionsT]):
     @abstractmethod
     def score(self, items: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Return metric name -> value from per-item arrays: `loss`, `units`; with labels also `prediction`, `label`."""
+
+    def generation(self, rows: Rows, tokenizer: Any, options: OptionsT) -> Generation | None:
+        """Return what a model writes at the final evaluation of `rows`, or None where its losses say everything.
+
+        `score` is then called twice: with `loss` and `units` alone while training, and with the arrays of
+        `Generation.measure` beside them at the end. A model that generates must be a decoder.
+        """
+        return None

@@ -13,6 +13,7 @@ import torch
 
 from surgery.errors import Problem, StateError, TrainingError, nearest
 from surgery.training.collate import length
+from surgery.training.generation import by_item, generation_of, write_texts
 from surgery.training.result import Progress
 
 if TYPE_CHECKING:
@@ -36,20 +37,32 @@ class Evaluation:
         split: which split.
         metrics: metric name -> value; `loss` is in nats.
         items: per-item arrays in the order of the split's examples: `loss` (sum over the item, nats), `units`
-            (predicted labels or tokens), and for labelled tasks `prediction` and `label`.
+            (predicted labels or tokens), and for labelled tasks `prediction` and `label`. Where texts were generated,
+            also what the task counted in them, and an item is a source, which several examples may share.
         seconds: wall time.
+        texts: (source, text) of what was generated.
     """
 
     split: str
     metrics: Mapping[str, float]
     items: Mapping[str, np.ndarray]
     seconds: float
+    texts: tuple[tuple[str, str], ...] = ()
 
 
 def evaluate(
-    session: Session, split: str, model: Any = None, *, limit: int | None = None, progress: Progress | None = None
+    session: Session,
+    split: str,
+    model: Any = None,
+    *,
+    limit: int | None = None,
+    progress: Progress | None = None,
+    generate: bool = False,
 ) -> Evaluation:
-    """Evaluate `model` (the session's own by default) on `split`. Draws nothing, changes nothing."""
+    """Evaluate `model` (the session's own by default) on `split`. Draws nothing, changes nothing.
+
+    With `generate`, a task that has the model write texts is scored by them, too; without, by its losses alone.
+    """
     start = time.perf_counter()
     model = session.model if model is None else model
     batches = _batches(session, split, limit)
@@ -71,7 +84,13 @@ def evaluate(
             done += len(indices)
             if progress is not None:
                 progress(done, count, f"evaluating {split}")
-    return Evaluation(split, session.task.score(items), items, time.perf_counter() - start)
+        texts: tuple[tuple[str, str], ...] = ()
+        generation = generation_of(session, split, limit) if generate else None
+        if generation is not None:
+            written = write_texts(session, model, generation, progress, f"generating {split}")
+            items = {**by_item(generation, items), **generation.measure(written)}
+            texts = tuple(zip(generation.sources, written, strict=True))
+    return Evaluation(split, session.task.score(items), items, time.perf_counter() - start, texts)
 
 
 def logits(session: Session, split: str, limit: int | None = None, model: Any = None) -> list[np.ndarray]:
