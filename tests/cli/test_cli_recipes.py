@@ -239,10 +239,10 @@ def test_schedule(name: str, steps: int, warm_up: int, registry: Registry) -> No
     """Steps of the whole run, as the paper's own checkpoint model.26289.pt has them, and of its warm-up."""
     training = spec_of(name, registry).training
     assert training is not None
-    session: Any = SimpleNamespace(examples={"train": range(ROWS[name.split("-")[-1]])})
+    session: Any = SimpleNamespace(examples={"train": range(ROWS[name.rsplit("-", maxsplit=1)[-1]])})
     assert steps_of(session, training) == steps
     assert _warmup(training, steps) == warm_up
-    assert training.evaluate_every == math.ceil(ROWS[name.split("-")[-1]] / training.batch_size)
+    assert training.evaluate_every == math.ceil(ROWS[name.rsplit("-", maxsplit=1)[-1]] / training.batch_size)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from surgery.operation import operate
 from surgery.operation.bits import same_bits
 from surgery.registry import Generation, Registry
 from surgery.spec import Spec
-from surgery.training import prepare, train
 from surgery.training import generation as module
+from surgery.training import prepare, train
 from surgery.training.evaluation import inference
 from surgery.training.fit import evaluate, fit
 from surgery.training.session import Session
