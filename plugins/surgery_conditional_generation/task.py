@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -44,6 +44,7 @@ class ConditionalGenerationOptions(Options):
     generate: int | None = Field(
         None, gt=0, le=1_000_000_000, description="For how many sources of a split texts are written; null means all."
     )
+    metric: Literal["bleu", "nist", "chrf", "rouge_l", "loss"] = Field("bleu", description="The metric that decides.")
     lowercase: bool = Field(False, description="Score without regard to upper and lower case.")
 
 
@@ -56,6 +57,7 @@ class ConditionalGeneration(TaskType[ConditionalGenerationOptions]):
     columns: ClassVar[Mapping[str, str]] = {"source": "source", "target": "target"}
     metric = "bleu"
     greater_is_better = True
+    metrics: ClassVar[Mapping[str, bool]] = {"bleu": True, "nist": True, "chrf": True, "rouge_l": True, "loss": False}
     auto_class = "AutoModelForCausalLM"
 
     def labels(self, rows: Rows, options: ConditionalGenerationOptions) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Evaluation: batches sorted by length, always the same, and a number for every item in its own place."""
+"""Evaluation: batches sorted by length, always the same, and what the model answers in the examples' own order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from surgery.errors import Problem, StateError, TrainingError, nearest
 from surgery.training.collate import length
-from surgery.training.generation import by_item, generation_of, write_texts
+from surgery.training.generation import by_item, generates, generation_of, write_texts
 from surgery.training.result import Progress
 
 if TYPE_CHECKING:
@@ -36,9 +36,10 @@ class Evaluation:
     Attributes:
         split: which split.
         metrics: metric name -> value; `loss` is in nats.
-        items: per-item arrays in the order of the split's examples: `loss` (sum over the item, nats), `units`
-            (predicted labels or tokens), and for labelled tasks `prediction` and `label`. Where texts were generated,
-            also what the task counted in them, and an item is a source, which several examples may share.
+        items: the task's per-item arrays: `loss` (sum over the item, nats), `units` (predicted labels or tokens), for
+            labelled tasks `prediction` and `label`, and whatever else its metrics are made of. Where an item is one
+            example, they are in the order of the split's examples. Where texts were generated, an item is a source,
+            which several examples may share.
         seconds: wall time.
         texts: (source, text) of what was generated.
     """
@@ -62,49 +63,80 @@ def evaluate(
     """Evaluate `model` (the session's own by default) on `split`. Draws nothing, changes nothing.
 
     With `generate`, a task that has the model write texts is scored by them, too; without, by its losses alone.
+
+    Raises:
+        PluginError: the task's items are not what its contract says.
     """
     start = time.perf_counter()
     model = session.model if model is None else model
+    task = session.task
     batches = _batches(session, split, limit)
-    count = sum(len(indices) for indices, _ in batches)
-    items: dict[str, np.ndarray] = {"loss": np.zeros(count), "units": np.zeros(count, dtype=np.int64)}
-    if session.labels:
-        items |= {"prediction": np.zeros(count, dtype=np.int64), "label": np.zeros(count, dtype=np.int64)}
+    examples = session.examples[split][:limit]
+    loss, units = np.zeros(len(examples)), np.zeros(len(examples), dtype=np.int64)
+    told: dict[str, list[Any]] = {}
     done = 0
     with inference(session, model):
         for indices, batch in batches:
-            labels = batch["labels"]
-            output = _forward(model, batch)
-            loss, units = session.task.losses(output, labels.to(output.device))
-            items["loss"][indices] = loss.double().cpu().numpy()
-            items["units"][indices] = units.cpu().numpy()
-            if session.labels:
-                items["prediction"][indices] = output.argmax(dim=-1).cpu().numpy()
-                items["label"][indices] = labels.numpy()
+            output = _forward(session, model, batch)
+            sums, counts = task.losses(output, batch["labels"].to(output.device))
+            loss[indices] = sums.double().cpu().numpy()
+            units[indices] = counts.cpu().numpy()
+            chosen = [examples[index] for index in indices]
+            for name, values in task.answers(output, chosen, session.labels, session.options).items():
+                column = told.setdefault(name, [None] * len(examples))
+                for index, value in zip(indices, values, strict=True):
+                    column[index] = value
             done += len(indices)
             if progress is not None:
-                progress(done, count, f"evaluating {split}")
+                progress(done, len(examples), f"evaluating {split}")
+        answers: dict[str, list[Any]] = {"loss": loss.tolist(), "units": units.tolist(), **told}
+        items = task.items(examples, answers, session.labels, session.options)
         texts: tuple[tuple[str, str], ...] = ()
         generation = generation_of(session, split, limit) if generate else None
         if generation is not None:
             written = write_texts(session, model, generation, progress, f"generating {split}")
             items = {**by_item(generation, items), **generation.measure(written)}
             texts = tuple(zip(generation.sources, written, strict=True))
-    return Evaluation(split, session.task.score(items), items, time.perf_counter() - start, texts)
+    _check_items(session, items)
+    metrics = task.score(items)
+    # A metric of texts is known once there are some.
+    wanted = {"loss"} if generates(task) and generation is None else {session.metric, "loss"}
+    if missing := wanted - metrics.keys():
+        what = f"score returned no {' and no '.join(map(repr, sorted(missing)))}"
+        raise session.registry.failure("task", task.name, what)
+    return Evaluation(split, metrics, items, time.perf_counter() - start, texts)
+
+
+def _check_items(session: Session, items: Mapping[str, np.ndarray]) -> None:
+    """Refuse arrays that a study could not draw items from: it would pair one item's loss with another's answer."""
+    shapes = {name: np.shape(array) for name, array in items.items()}
+    if missing := {"loss", "units"} - shapes.keys():
+        raise session.registry.failure("task", session.task.name, f"items returned no {min(missing)!r}")
+    wrong = [f"{name} {shape}" for name, shape in shapes.items() if len(shape) != 1 or shape != shapes["loss"]]
+    if wrong:
+        what = f"items returned arrays of different shapes: loss {shapes['loss']}, {', '.join(wrong)}"
+        raise session.registry.failure("task", session.task.name, what)
 
 
 def logits(session: Session, split: str, limit: int | None = None, model: Any = None) -> list[np.ndarray]:
-    """Return the logits of each of the first `limit` items, float32 and without padding, in the items' order."""
+    """Return the logits of each of the first `limit` examples, float32 and without padding, in their order."""
     model = session.model if model is None else model
     batches = _batches(session, split, limit)
     found: dict[int, np.ndarray] = {}
     with inference(session, model):
         for indices, batch in batches:
-            output = _forward(model, batch).float().cpu().numpy()
+            output = _forward(session, model, batch).float().cpu().numpy()
+            padded = batch["input_ids"].shape[1]
             for row, index in enumerate(indices):
-                tokens = length(session.examples[split][index])
-                found[index] = output[row, :tokens] if output.ndim == 3 else output[row]
+                found[index] = _unpadded(output[row], padded, length(session.examples[split][index]))
     return [found[index] for index in sorted(found)]
+
+
+def _unpadded(logits: np.ndarray, padded: int, tokens: int) -> np.ndarray:
+    """Return one example's logits without padding: a row for each token, a column for each, or neither."""
+    if logits.ndim < 2:
+        return logits
+    return logits[:tokens] if len(logits) == padded else logits[..., :tokens]
 
 
 def refuse_silent(session: Session, operation: Operation, examples: Order, batch_size: int) -> None:
@@ -149,11 +181,10 @@ def _batches(session: Session, split: str, limit: int | None) -> list[Batch]:
     return found
 
 
-def _forward(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def _forward(session: Session, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     device = next(model.parameters()).device
     inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
-    output: torch.Tensor = model(**inputs).logits
-    return output
+    return session.task.logits(model(**inputs), inputs)
 
 
 @contextlib.contextmanager

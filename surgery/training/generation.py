@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +65,7 @@ def generation_of(session: Session, split: str, limit: int | None = None) -> Gen
     return found
 
 
-def by_item(generation: Generation, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def by_item(generation: Generation, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return per-row arrays added up over the rows of each item, in the arrays' own dtypes."""
     owners = np.asarray(generation.items, dtype=np.int64)
     added = {name: np.zeros(int(owners.max(initial=-1)) + 1, dtype=array.dtype) for name, array in rows.items()}

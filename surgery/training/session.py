@@ -68,6 +68,16 @@ class Session:
         return self.spec.training.precision if self.spec.training else "fp32"
 
     @property
+    def metric(self) -> str:
+        """Name of the primary metric."""
+        return self.task.primary(self.options)[0]
+
+    @property
+    def greater_is_better(self) -> bool:
+        """Direction of the primary metric."""
+        return self.task.primary(self.options)[1]
+
+    @property
     def evaluation_batch_size(self) -> int:
         training = self.spec.training
         return (training.evaluation_batch_size or training.batch_size) if training else 16
@@ -127,12 +137,14 @@ def prepare(
     options = task.options.model_validate(dict(spec.task.options))
     loaded = load_data(spec.data, task.columns, registry, override=data, limit=limit)
     labels = _labels(task, loaded, options)
+    outputs = task.outputs(labels, options)
     if generates(task):
         refuse_encoder_decoder(resolve(ref if isinstance(ref, str) else ref.ref, registry))
-    pretrained = load_model(ref, task.auto_class, registry, seed=seed, labels=labels)
+    pretrained = load_model(ref, task.auto_class, registry, seed=seed, labels=labels, outputs=outputs)
     planned = plan(spec, pretrained.model, registry=registry)
     refuse_untrained(pretrained.new_parameters, planned, registry, pretrained.model)
     examples = _encode(task, loaded, pretrained.tokenizer, labels, options)
+    noted = [f"{split}: {note}" for split, found in examples.items() for note in task.notes(found, options)]
     _check_lengths(pretrained.model, examples)
     _check_vocabulary(pretrained, examples)
     hashes = _hashes(pretrained, loaded)
@@ -152,7 +164,7 @@ def prepare(
         new_parameters=pretrained.new_parameters,
         hashes=hashes,
         source=pretrained.source,
-        notes=(*loaded.notes, *pretrained.notes),
+        notes=(*loaded.notes, *pretrained.notes, *noted),
         collator=Collator(pretrained.tokenizer.pad_token_id),
     )
     if generates(task):
@@ -163,7 +175,8 @@ def prepare(
 def _labels(task: TaskType[Any], loaded: LoadedData, options: Options) -> tuple[str, ...]:
     train = loaded.splits["train"]
     labels = task.labels(train, options)
-    if "label" in task.columns and len(labels) < 2:
+    is_number = not labels and task.outputs(labels, options) is not None
+    if "label" in task.columns and len(labels) < 2 and not is_number:
         what = f"the training rows hold {len(labels)} label{'' if len(labels) == 1 else 's'}; two are needed at least"
         raise DataError(what, train.origin, "is the label column the right one? see data.columns in the spec")
     return labels

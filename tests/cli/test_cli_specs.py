@@ -36,6 +36,9 @@ COUNTS = {
     "llama-lora-all": (12_615_680, 0),
     "sentiment-sst2": (294_912, HEAD),
     "chinese-sentiment": (294_912, HEAD),
+    "text-classification-ag-news": (294_912, HEAD),
+    "text-classification-cola": (294_912, HEAD),
+    "question-answering-squad": (294_912, 2 * 768 + 2),
 }
 """Trainable numbers of the adapters and of the head, on the model that the spec names."""
 
