@@ -93,15 +93,17 @@ class Measures:
 
 
 def scores(items: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Return `bleu` and `chrf` (0 to 100), `nist` and `rouge_l` (0 to 1) of what was written; nothing without texts."""
-    written = float(items[_WRITTEN].sum()) if _WRITTEN in items else 0.0
-    if written == 0:
+    """Return `bleu` and `chrf` (0 to 100), `nist`, and `rouge_l` (0 to 1) of what was written.
+
+    Nothing where no texts were asked for. A sample of items that holds none of those with a text scores 0.
+    """
+    if _WRITTEN not in items:
         return {}
     return {
         "bleu": float(_metric("bleu")._compute_score_from_stats(_whole(_sums(items, "bleu", _BLEU_COUNTS))).score),
         "nist": nist_score(_sums(items, "nist", NIST_COUNTS)),
         "chrf": float(_metric("chrf")._compute_score_from_stats(_whole(_sums(items, "chrf", _CHRF_COUNTS))).score),
-        "rouge_l": float(items[_ROUGE].sum()) / written,
+        "rouge_l": float(items[_ROUGE].sum() / max(items[_WRITTEN].sum(), 1)),
     }
 
 

@@ -15,7 +15,10 @@ from surgery_conditional_generation.measures import Measures, scores
 from surgery_conditional_generation.nist import Nist, nist_score
 
 REFERENCES = [
-    ["The Vaults pub near Café Adriatic has a 5 star rating.", "Prices start at £30 at The Vaults, a pub."],
+    [
+        "The Vaults pub near Café Adriatic has a 5 star rating.",
+        "Prices at The Vaults start at £30 at The Vaults, a pub.",
+    ],
     ["Close to Café Brazil, The Cambridge Blue pub serves delicious Tuscan Beef."],
     [
         "A coffee shop in the city centre area called Blue Spice.",
@@ -26,7 +29,7 @@ REFERENCES = [
     ["In the city centre there is a venue name Alimentum.", "Alimentum isn't family-friendly."],
 ]
 TEXTS = [
-    "The Vaults is a pub near Café Adriatic with a 5 star rating. ",
+    "The Vaults is a pub near The Vaults, near Café Adriatic, at The Vaults with a 5 star rating. ",
     "the cambridge blue pub serves beef close to Café Brazil.",
     "Blue Spice is a coffee shop in the city centre.",
     "",
@@ -111,7 +114,9 @@ def test_items_without_a_text_count_nothing() -> None:
     wanted = of_library([TEXTS[1], TEXTS[4]], [REFERENCES[1], REFERENCES[4]])
     found = scores(some)
     assert {name: found[name] for name in wanted} == wanted
-    assert scores({name: array[:1] for name, array in some.items()}) == {}
+    nothing = scores({name: array[:1] for name, array in some.items()})
+    assert nothing == {"bleu": 0, "nist": 0, "chrf": 0, "rouge_l": 0}, "a draw without any text has a value, too"
+    assert scores({"loss": np.ones(3), "units": np.ones(3)}) == {}
 
 
 def test_texts_of_nothing_score_zero() -> None:

@@ -296,7 +296,9 @@ def test_settings_reach_the_search(moved: tuple[Session, Any]) -> None:
         len(set(text.split())) == len(text.split()) for text in write(session, replace(found, no_repeat_ngram=1))
     )
     stop = max({word for text in repeated for word in text}, key=lambda word: sum(word in text for text in repeated))
-    stopped = write(session, replace(found, stops=(session.tokenizer.convert_tokens_to_ids(stop),)))
+    token = session.tokenizer.convert_tokens_to_ids(stop)
+    assert module._settings(session, replace(found, stops=(token,))).eos_token_id == [0, token]
+    stopped = write(session, replace(found, stops=(token,)))
     assert all(stop not in text.split() for text in stopped)
     scores = {penalty: write(session, replace(found, length_penalty=penalty)) for penalty in (-8.0, 8.0)}
     assert sum(map(len, scores[-8.0])) < sum(map(len, scores[8.0]))
