@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,6 @@ import numpy as np
 import pytest
 import torch
 from golden import check_golden
-from surgery_question_answering.agreement import exact_match, f1, normal
-from surgery_question_answering.spans import best_span
 
 from surgery import Spec, load_adapter, train
 from surgery.errors import DataError, PlanError, SurgeryError, TrainingError
@@ -20,6 +19,8 @@ from surgery.operation import operate
 from surgery.registry import Registry
 from surgery.training import prepare
 from surgery.training.fit import evaluate, fit, logits
+from surgery_question_answering.agreement import exact_match, f1, normal
+from surgery_question_answering.spans import best_span
 
 CONTEXT = "Ada lives in the old house . Bob lives in Rome , and the queen in the blue house in Paris ."
 
@@ -56,7 +57,7 @@ def encode(registry: Registry, given: list[Any], tokenizer: Any, **options: Any)
         ("The  Denver\tBroncos!", "denver broncos"),
         ("a an the", ""),
         ("theatre, Another", "theatre another"),  # articles are whole words
-        ("24–10", "24–10"),  # only ASCII punctuation goes  # noqa: RUF003
+        ("24–10", "24–10"),  # only ASCII punctuation goes
         ("it's a U.S. team", "its us team"),
         ("ÉCOLE", "école"),
     ],
@@ -113,7 +114,7 @@ def test_windows_cover_the_context_and_share_a_stride(
         own = [example for example in found if example["_item"] == item]
         assert len(own) >= 2
         assert all(len(example["input_ids"]) <= 20 for example in own)
-        for one, other in zip(own, own[1:], strict=False):
+        for one, other in pairwise(own):
             assert one["_spans"][-4:].tolist() == other["_spans"][:4].tolist()
         held = [example for example in own if example["labels"] != [0, 0]]
         assert held

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from golden import check_golden
-from surgery_text_classification.counts import class_scores
 
 from surgery import Options, Spec, load_spec, train
 from surgery.errors import DataError, SpecError, SurgeryError
@@ -20,6 +19,7 @@ from surgery.operation import operate
 from surgery.registry import Registry
 from surgery.training import prepare
 from surgery.training.fit import evaluate, fit
+from surgery_text_classification.counts import class_scores
 
 # Metrics of classes ---------------------------------------------------------------------------------------------------
 

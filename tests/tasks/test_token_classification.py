@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from golden import check_golden
-from surgery_token_classification.chunks import entities, is_chunk_tag
 
 from surgery import Spec, train
 from surgery.errors import DataError, SurgeryError
@@ -19,6 +18,7 @@ from surgery.operation import operate
 from surgery.registry import Registry
 from surgery.training import prepare
 from surgery.training.fit import evaluate, fit, logits
+from surgery_token_classification.chunks import entities, is_chunk_tag
 
 TAGS = ("B-LOC", "B-PER", "I-LOC", "I-PER", "O")
 
@@ -122,7 +122,7 @@ def test_words_without_a_token_and_words_that_are_cut(words: Any, registry: Regi
         "1 of 2 sentences are longer than 8 tokens: 3 words are cut, and count as answered by O",
         "2 words have no token of their own, and count as answered by O",
     ]
-    assert list(task.notes(found[:1], task.options()))[0].startswith("2 words")
+    assert next(iter(task.notes(found[:1], task.options()))).startswith("2 words")
     # A perfect model still misses what was cut.
     scores = torch.nn.functional.one_hot(torch.tensor(found[1]["labels"]).clamp(min=0), len(TAGS)).float()[None]
     told = task.answers(scores, found[1:], TAGS, task.options())["tags"]
