@@ -271,3 +271,34 @@ def test_who_decays(name: str, wanted: dict[str, float], registry: Registry) -> 
         still = [parameter for group in groups if group.weight_decay == 0 for parameter in group.parameters]
         assert all(parameter.ndim == 1 for parameter in still)
         assert len(still) == (0 if name in GPT2 else 2)
+
+
+def test_the_e2e_spec_as_shipped_writes_on_real_data(invoke: Run, tmp_path: Path, real_data: Path) -> None:
+    """Shortened to a few steps of the included GPT-2, with the columns of the challenge's own files."""
+    text = (ROOT / "specs" / "generation-e2e-gpt2.yaml").read_text("utf-8")
+    for old, new in {
+        "epochs: 5": "steps: 6",
+        "warmup_steps: 500": "warmup_steps: 2",
+        "expect: 24": "expect: 10",
+        "max_length: 512": "max_length: 384",
+        "beams: 10": "beams: 2",
+        "max_new_tokens: 64": "max_new_tokens: 12",
+        "generate: 100 ": "generate: 4 ",
+        "{source: meaning_representation, target: human_reference}": "{source: mr, target: ref}",
+        "  name: tuetschek/e2e_nlg\n  test: test\n": "  limit: {train: 64, validation: 16, test: 16}\n",
+    }.items():
+        assert old in text
+        text = text.replace(old, new)
+    path = tmp_path / "e2e.yaml"
+    path.write_text(text, "utf-8")
+    folder = real_data / "e2e_nlg"
+    files = ",".join(f"{split}={folder / name}.jsonl" for split, name in FILES_OF_E2E.items())
+    result = invoke("train", path, "--out", tmp_path / "run", "--data", files, "--model", "demo:gpt2", "--json")
+    assert result.code == 0, result.err
+    metrics = json.loads(result.out)["metrics"]
+    assert set(metrics["test"]) == {"bleu", "nist", "chrf", "rouge_l", "loss", "perplexity"}
+    lines = (tmp_path / "run" / "generated.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["split"] for line in lines] == ["validation"] * 4 + ["test"] * 4
+
+
+FILES_OF_E2E = {"train": "train", "validation": "valid", "test": "test"}
