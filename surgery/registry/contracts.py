@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from surgery.errors import SpecError, nearest
+from surgery.registry.generation import Generation
 from surgery.registry.twins import Twins
 from surgery.spec import Options
 
@@ -208,3 +209,11 @@ class TaskType(ABC, Generic[OptionsT]):
     def notes(self, examples: Sequence[Mapping[str, Any]], options: OptionsT) -> Sequence[str]:
         """Return what the user should know of a split's encoded examples, such as how many texts were cut."""
         return ()
+
+    def generation(self, rows: Rows, tokenizer: Any, options: OptionsT) -> Generation | None:
+        """Return what a model writes at the final evaluation of `rows`, or None where its losses say everything.
+
+        `score` is then called twice: with `loss` and `units` alone while training, and with the arrays of
+        `Generation.measure` beside them at the end. A model that generates must be a decoder.
+        """
+        return None

@@ -94,7 +94,7 @@ def run_cell(cell: Cell, folder: Path, registry: Registry) -> CellRecord:
         record = _trained(cell, session, known, folder)
     else:
         validation = evaluate(session, "validation").metrics
-        record = _record(cell, session, validation, evaluate(session, "test"), None)
+        record = _record(cell, session, validation, evaluate(session, "test", generate=True), None)
     if known is not None:
         after = record["forgetting"]["after"] if record["forgetting"] else before
         record["forgetting"] = Lost(before=before, after=after)
@@ -115,7 +115,8 @@ def _trained(cell: Cell, session: Session, known: Session | None, folder: Path) 
     snapshot = Snapshot(session.model)
     with operate(session.model, session.plan, registry=session.registry) as operation:
         result = fit(session, operation, cell.spec.training, seed=cell.seed)
-        record = _record(cell, session, _validation(session, result), evaluate(session, "test"), result)
+        test = evaluate(session, "test", generate=True)
+        record = _record(cell, session, _validation(session, result), test, result)
         if known is not None:
             after = _loss(evaluate(known, _known_split(known)))
             record["forgetting"] = Lost(before=None, after=after)

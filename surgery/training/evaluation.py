@@ -13,6 +13,7 @@ import torch
 
 from surgery.errors import Problem, StateError, TrainingError, nearest
 from surgery.training.collate import length
+from surgery.training.generation import by_item, generates, generation_of, write_texts
 from surgery.training.result import Progress
 
 if TYPE_CHECKING:
@@ -37,20 +38,31 @@ class Evaluation:
         metrics: metric name -> value; `loss` is in nats.
         items: the task's per-item arrays: `loss` (sum over the item, nats), `units` (predicted labels or tokens), for
             labelled tasks `prediction` and `label`, and whatever else its metrics are made of. Where an item is one
-            example, they are in the order of the split's examples.
+            example, they are in the order of the split's examples. Where texts were generated, an item is a source,
+            which several examples may share.
         seconds: wall time.
+        texts: (source, text) of what was generated.
     """
 
     split: str
     metrics: Mapping[str, float]
     items: Mapping[str, np.ndarray]
     seconds: float
+    texts: tuple[tuple[str, str], ...] = ()
 
 
 def evaluate(
-    session: Session, split: str, model: Any = None, *, limit: int | None = None, progress: Progress | None = None
+    session: Session,
+    split: str,
+    model: Any = None,
+    *,
+    limit: int | None = None,
+    progress: Progress | None = None,
+    generate: bool = False,
 ) -> Evaluation:
     """Evaluate `model` (the session's own by default) on `split`. Draws nothing, changes nothing.
+
+    With `generate`, a task that has the model write texts is scored by them, too; without, by its losses alone.
 
     Raises:
         PluginError: the task's items are not what its contract says.
@@ -77,14 +89,22 @@ def evaluate(
             done += len(indices)
             if progress is not None:
                 progress(done, len(examples), f"evaluating {split}")
-    answers: dict[str, list[Any]] = {"loss": loss.tolist(), "units": units.tolist(), **told}
-    items = task.items(examples, answers, session.labels, session.options)
+        answers: dict[str, list[Any]] = {"loss": loss.tolist(), "units": units.tolist(), **told}
+        items = task.items(examples, answers, session.labels, session.options)
+        texts: tuple[tuple[str, str], ...] = ()
+        generation = generation_of(session, split, limit) if generate else None
+        if generation is not None:
+            written = write_texts(session, model, generation, progress, f"generating {split}")
+            items = {**by_item(generation, items), **generation.measure(written)}
+            texts = tuple(zip(generation.sources, written, strict=True))
     _check_items(session, items)
     metrics = task.score(items)
-    if missing := {session.metric, "loss"} - metrics.keys():
+    # A metric of texts is known once there are some.
+    wanted = {"loss"} if generates(task) and generation is None else {session.metric, "loss"}
+    if missing := wanted - metrics.keys():
         what = f"score returned no {' and no '.join(map(repr, sorted(missing)))}"
         raise session.registry.failure("task", task.name, what)
-    return Evaluation(split, metrics, items, time.perf_counter() - start)
+    return Evaluation(split, metrics, items, time.perf_counter() - start, texts)
 
 
 def _check_items(session: Session, items: Mapping[str, np.ndarray]) -> None:

@@ -16,9 +16,11 @@ from surgery.registry import Registry, TaskType
 from surgery.spec import ModelRef, Options, Spec
 from surgery.training.collate import Collator, length
 from surgery.training.data import DataOverride, LoadedData, load_data
+from surgery.training.generation import generates, refuse_encoder_decoder, refuse_long_prompts
 from surgery.training.hashes import tensors_hash, tokenizer_hash
 from surgery.training.heads import draw_heads
-from surgery.training.models import LoadedModel, load_model
+from surgery.training.models import LoadedModel, load_model, resolve
+from surgery.training.positions import most_positions
 from surgery.training.table import Table
 from surgery.training.trained import refuse_untrained
 
@@ -136,6 +138,8 @@ def prepare(
     loaded = load_data(spec.data, task.columns, registry, override=data, limit=limit)
     labels = _labels(task, loaded, options)
     outputs = task.outputs(labels, options)
+    if generates(task):
+        refuse_encoder_decoder(resolve(ref if isinstance(ref, str) else ref.ref, registry))
     pretrained = load_model(ref, task.auto_class, registry, seed=seed, labels=labels, outputs=outputs)
     planned = plan(spec, pretrained.model, registry=registry)
     refuse_untrained(pretrained.new_parameters, planned, registry, pretrained.model)
@@ -145,7 +149,7 @@ def prepare(
     _check_vocabulary(pretrained, examples)
     hashes = _hashes(pretrained, loaded)
     pretrained.model.to(_device())
-    return Session(
+    session = Session(
         spec=spec,
         registry=registry,
         seed=seed,
@@ -163,6 +167,9 @@ def prepare(
         notes=(*loaded.notes, *pretrained.notes, *noted),
         collator=Collator(pretrained.tokenizer.pad_token_id),
     )
+    if generates(task):
+        refuse_long_prompts(session)
+    return session
 
 
 def _labels(task: TaskType[Any], loaded: LoadedData, options: Options) -> tuple[str, ...]:
@@ -192,15 +199,9 @@ def _encode(
 
 def _check_lengths(model: Any, examples: Mapping[str, list[dict[str, Any]]]) -> None:
     """Refuse texts that are longer than the model's positions: they would end in an index error deep inside."""
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    most = getattr(config, "max_position_embeddings", None)
-    if not isinstance(most, int):
+    most = most_positions(model)
+    if most is None:
         return
-    for name, module in model.named_modules():
-        # Where padding has a position of its own (RoBERTa), counting begins after it.
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            most -= module.padding_idx + 1
-            break
     longest = max((length(example) for split in examples.values() for example in split), default=0)
     if longest > most:
         what = f"the longest example has {longest} tokens, the model takes {most}"

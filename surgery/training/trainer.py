@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import signal
 import threading
@@ -23,6 +24,7 @@ from surgery.training.order import Order
 from surgery.training.recorder import Recorder
 from surgery.training.result import Point, Progress
 from surgery.training.session import Session
+from surgery.training.smoothing import smoothed
 
 __all__ = ["ADAPTER_FOLDER", "OperationTrainer"]
 
@@ -50,6 +52,7 @@ class OperationTrainer(Trainer):
         self.session = session
         self.operation = operation
         self.groups = groups
+        self.label_smoothing = 0.0
         self._trainable = [parameter for group in groups for parameter in group.parameters]
         self.recorder = Recorder()
         self.order = order
@@ -91,7 +94,11 @@ class OperationTrainer(Trainer):
 
     def _loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         task = self.session.task
-        loss, units = task.losses(task.logits(outputs, self._inputs), labels)
+        logits = task.logits(outputs, self._inputs)
+        loss, units = task.losses(logits, labels)
+        if self.label_smoothing:
+            shifted = task.auto_class == "AutoModelForCausalLM"
+            loss = smoothed(loss, logits, labels, self.label_smoothing, shifted=shifted)
         count = units.sum() if num_items_in_batch is None else num_items_in_batch
         return loss.sum() / count
 
@@ -103,7 +110,12 @@ class OperationTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             # Fused: without it, full tuning would be slandered by hundreds of small kernels.
-            self.optimizer = torch.optim.AdamW([group.for_optimizer() for group in self.groups], fused=True)
+            self.optimizer = torch.optim.AdamW(
+                [group.for_optimizer() for group in self.groups],
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+                fused=True,
+            )
         return self.optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -138,9 +150,11 @@ class OperationTrainer(Trainer):
         self.recorder.drain(self._reduce)
         name = self.session.metric
         result = evaluate(self.session, "validation", self.session.model)
-        loss, metric = result.metrics["loss"], result.metrics[name]
+        # A metric of generated texts is measured once, at the end.
+        loss, metric = result.metrics["loss"], result.metrics.get(name, math.nan)
         self.recorder.curve.append(Point(step, self._tokens[step], self.recorder.train_loss(step), loss, metric))
-        told = f"validation loss {loss:.4f}" + (f", {name} {metric:.4f}" if name != "loss" else "")
+        is_told = name != "loss" and name in result.metrics
+        told = f"validation loss {loss:.4f}" + (f", {name} {metric:.4f}" if is_told else "")
         self.watch.tell_evaluation(step, self.args.max_steps, told)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in result.metrics.items()}
         self.log(dict(metrics))

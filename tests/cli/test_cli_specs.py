@@ -29,6 +29,7 @@ COUNTS = {
     "bert-bias-only": (102_144, HEAD),
     "bert-full": (109_483_778 - HEAD, HEAD),
     "gpt2-lora-qv": (147_456, 0),
+    "generation-e2e-gpt2": (147_456, 0),
     "gpt2-bias-only": (102_144, 0),
     "gpt2-ia3": (55_296, 0),
     "gpt2-full": (124_439_808, 0),

@@ -14,6 +14,7 @@ import transformers
 from surgery.registry import Registry, load_registry
 from surgery.study.resample import resampled_scores
 from surgery.training.collate import Collator
+from surgery.training.generation import by_item
 
 REGISTRY: Registry = load_registry()
 
@@ -22,6 +23,7 @@ ROWS: Mapping[str, list[dict[str, Any]]] = {
     "text-classification": [{"text": f"the house {number}", "label": "ab"[number % 2]} for number in range(12)],
     "text-regression": [{"text": f"the house {number}", "label": number / 3} for number in range(12)],
     "causal-lm": [{"text": f"the old house {number} of Ada"} for number in range(12)],
+    "conditional-generation": [{"source": f"the house {n // 2}", "target": f"Ada {n}"} for n in range(12)],
     "question-answering": [{**_QA, "question": f"where {number} ?"} for number in range(12)],
     "token-classification": [{"words": ["Ada", "in", "Rome"], "tags": ["B-PER", "O", "B-LOC"]} for _ in range(12)],
 }
@@ -74,7 +76,13 @@ def evaluated(kind: str, tokenizer: Any) -> tuple[list[dict[str, Any]], Mapping[
         loss, units = task.losses(scores, batch["labels"])
         answers = {"loss": loss.tolist(), "units": units.tolist(), **task.answers(scores, examples, labels, options)}
     assert all(len(values) == len(examples) for values in answers.values())
-    return examples, task.items(examples, answers, labels, options)
+    items = task.items(examples, answers, labels, options)
+    generation = task.generation(ROWS[kind], tokenizer, options)
+    if generation is not None:
+        assert len(generation.items) == len(examples)
+        texts = [f"Ada {number} lives" for number in range(len(generation.prompts))]
+        items = {**by_item(generation, items), **generation.measure(texts)}
+    return examples, items
 
 
 def test_every_task_is_tried() -> None:

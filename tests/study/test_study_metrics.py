@@ -56,6 +56,16 @@ def tokens(draw: np.random.Generator) -> Arrays:
     return {"loss": draw.random(ITEMS) * 20, "units": np.arange(ITEMS) % 9 + 1}
 
 
+def texts(draw: np.random.Generator) -> Arrays:
+    from surgery_conditional_generation.measures import Measures
+
+    words = np.array("a coffee shop in the city centre near the river that serves good food".split())
+    wanted = [[" ".join(draw.choice(words, 8)) for _ in range(1 + item % 3)] for item in range(ITEMS)]
+    found = [" ".join(draw.choice(words, 7)) for _ in range(ITEMS)]
+    counts = Measures(wanted, lowercase=False).items(found, range(ITEMS), ITEMS)
+    return {"loss": draw.random(ITEMS) * 20, "units": np.arange(ITEMS) % 9 + 1, **counts}
+
+
 CASES: list[tuple[str, str, Callable[[np.random.Generator], Arrays], bool]] = [
     ("text-classification", "accuracy", classes, True),
     ("text-classification", "macro_f1", classes, True),
@@ -69,6 +79,7 @@ CASES: list[tuple[str, str, Callable[[np.random.Generator], Arrays], bool]] = [
     ("token-classification", "f1", tags, False),
     ("token-classification", "accuracy", tags, False),
     ("causal-lm", "loss", tokens, False),
+    *[("conditional-generation", metric, texts, False) for metric in ("bleu", "nist", "chrf", "rouge_l", "loss")],
 ]
 """Task, metric, made-up items, and whether an item is right or wrong: then McNemar's test is one of it."""
 
