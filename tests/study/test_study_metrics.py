@@ -59,7 +59,9 @@ def tokens(draw: np.random.Generator) -> Arrays:
 def texts(draw: np.random.Generator) -> Arrays:
     from surgery_conditional_generation.measures import Measures
 
-    words = np.array("a coffee shop in the city centre near the river that serves good food".split())
+    words = np.array(
+        ["a", "coffee", "shop", "in", "the", "city", "centre", "near", "the", "river", "that", "serves", "good", "food"]
+    )
     wanted = [[" ".join(draw.choice(words, 8)) for _ in range(1 + item % 3)] for item in range(ITEMS)]
     found = [" ".join(draw.choice(words, 7)) for _ in range(ITEMS)]
     counts = Measures(wanted, lowercase=False).items(found, range(ITEMS), ITEMS)
