@@ -67,20 +67,26 @@ def budget_check(study: StudySpec, trained: Sequence[CellRecord]) -> Check:
 
 def _equal(trained: Sequence[CellRecord]) -> Check:
     name = "examples, tokens and updates"
-    found: dict[tuple[int, int, int], str] = {}
-    by_seed: dict[int, set[tuple[int, int, int]]] = {}
+    found: dict[int, dict[tuple[int, int, int], list[str]]] = {}
     for record in trained:
         given = (record["budget"]["examples"], record["budget"]["tokens"], record["budget"]["updates"])
-        found.setdefault(given, f"{record['arm']}, seed {record['seed']}")
-        by_seed.setdefault(record["seed"], set()).add(given)
+        found.setdefault(record["seed"], {}).setdefault(given, []).append(record["arm"])
     if not found:
         return none(name, "nothing was trained")
-    told = "; ".join(f"{e:,} examples, {t:,} tokens, {u:,} updates in {where}" for (e, t, u), where in found.items())
     # Lengths differ between draws of examples, so tokens may differ between seeds, never between the arms of one seed.
-    if any(len(given) > 1 for given in by_seed.values()):
-        return Check(name, "fail", f"unequal: {told}")
-    examples, tokens, updates = next(iter(found))
-    between = "" if len(found) == 1 else " (tokens differ between seeds only)"
+    for seed, by_given in sorted(found.items()):
+        if len(by_given) > 1:
+            told = "; ".join(
+                f"{examples:,} examples, {tokens:,} tokens, {updates:,} updates in {', '.join(dict.fromkeys(arms))}"
+                for (examples, tokens, updates), arms in by_given.items()
+            )
+            return Check(name, "fail", f"unequal on seed {seed}: {told}")
+    all_given = list(dict.fromkeys(given for by_given in found.values() for given in by_given))
+    examples, tokens, updates = all_given[0]
+    if {(e, u) for e, _, u in all_given} != {(examples, updates)}:
+        told = "; ".join(f"{e:,} examples, {u:,} updates" for e, _, u in all_given)
+        return Check(name, "fail", f"unequal between seeds: {told}")
+    between = "" if len(all_given) == 1 else " (tokens differ between seeds only)"
     return Check(
         name, "pass", f"{examples:,} examples, {tokens:,} tokens and {updates:,} updates in every arm{between}"
     )

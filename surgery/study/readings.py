@@ -105,7 +105,7 @@ def _reading(
         before=before,
         after=after,
         coarse=after - before > COARSE * last,
-        unfinished=after < last or (before < last and steps[0] < last - 0.5),
+        unfinished=steps[0] < last - 0.5,
         loss=_mean(losses),
         metric=_mean(metrics),
     )

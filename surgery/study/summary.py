@@ -315,7 +315,8 @@ def _judged(
     for row in rows:
         pair = pairs.get(row.arm)
         if pair is None:
-            unmeasured = Verdict("unresolved", row.flag or reference.flag or "a run has no finite metric")
+            why = row.flag or reference.flag or "a run has no finite metric"
+            unmeasured = Verdict("unresolved", f"no verdict: {blocked}" if blocked else why, blocked=blocked)
             judged.append(row if row.kind == "reference" else replace(row, verdict=unmeasured))
             continue
         unswept = row.kind == "arm" and not (row.swept and reference.swept)
