@@ -1,0 +1,90 @@
+"""Made-up paired differences of known truth: what the intervals and verdicts are worth.
+
+The difference of two arms on item i with seed s is ``delta + a[s] + b[i] + e[s, i]``, all normal, of known variances;
+then come the study's own bootstrap, interval and verdict.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from surgery.study.resample import resampled_ratios
+from surgery.study.statistics import Paired, paired
+from surgery.study.verdict import judge
+
+ITEMS = 150
+RESAMPLES = 300
+SEEDS = (3, 5, 10)
+SHARES = (0.0, 0.5, 0.9)
+LOWEST, HIGHEST, MOST_FALSE = 0.93, 0.97, 0.05
+
+
+def simulated(
+    generator: np.random.Generator,
+    seeds: int,
+    truth: float,
+    share: float,
+    spread: float = 1.0,
+    interaction: float = 0.5,
+) -> Paired:
+    """Return the paired difference of one made-up study.
+
+    Args:
+        generator: of everything that is drawn.
+        seeds: how many S.
+        truth: the true difference delta.
+        share: of the variance of the mean, how much is var(a)/S, the seeds' own.
+        spread: variance of one item, var(b) + var(e).
+        interaction: share of `spread` that is var(e), drawn anew for every seed.
+    """
+    common, own = spread * (1 - interaction), spread * interaction
+    item_variance = common / ITEMS + own / (seeds * ITEMS)
+    seed_variance = seeds * item_variance * share / (1 - share)
+    values = (
+        truth
+        + generator.normal(0, np.sqrt(seed_variance), (seeds, 1))
+        + generator.normal(0, np.sqrt(common), (1, ITEMS))
+        + generator.normal(0, np.sqrt(own), (seeds, ITEMS))
+    )
+    draws = resampled_ratios(values, np.ones(ITEMS), RESAMPLES, 0)
+    return paired(list(values.mean(axis=1)), draws, ITEMS, 0)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What `studies` made-up studies of identical arms gave."""
+
+    seeds: int
+    share: float
+    interaction: float
+    covered: float
+    plain: float
+    false: float
+
+    def is_kept(self, studies: int) -> bool:
+        """Whether the page's promise holds here, as far as so many studies can tell."""
+        slack = 2 * math.sqrt(0.05 * 0.95 / studies)
+        return LOWEST - slack <= self.covered <= HIGHEST + slack and self.false <= MOST_FALSE + slack
+
+
+def cells(studies: int, interaction: float) -> Iterator[Cell]:
+    """Yield one cell for each number of seeds and each share of the seeds' variance; equal calls give equal cells."""
+    for seeds in SEEDS:
+        for share in SHARES:
+            more = [] if interaction == 0.5 else [int(interaction * 10)]
+            generator = np.random.default_rng([seeds, int(share * 10), *more])
+            found = [simulated(generator, seeds, 0.0, share, interaction=interaction) for _ in range(studies)]
+            # A margin of nothing: no study can call identical arms equivalent, so every other word is a false one.
+            words = [judge(one, 1e-6, greater_is_better=True).word for one in found]
+            yield Cell(
+                seeds,
+                share,
+                interaction,
+                covered=float(np.mean([0.0 in one.interval(0.95) for one in found])),
+                plain=float(np.mean([0.0 in one.percentile for one in found])),
+                false=float(np.mean([word in ("better", "worse") for word in words])),
+            )
