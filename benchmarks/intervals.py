@@ -1,6 +1,6 @@
 """How often a study's interval holds the truth, and how often identical arms are called different.
 
-    python benchmarks/intervals.py --studies 2000
+    python benchmarks/intervals.py --studies 2000 --draws 20000
 
 Every study is made up (tests/study/simulated.py says how); interval and verdict are the real ones. The tables are those
 of docs/studies/statistics.md. Leaves with 1 where a row of the first one is outside of what the page promises by more
@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "study"))
 
-from simulated import HIGHEST, ITEMS, LOWEST, MOST_FALSE, cells
+from simulated import HIGHEST, ITEMS, LOWEST, MOST_FALSE, SEEDS, arithmetic, cells
 
 
 def main() -> int:
@@ -24,7 +24,11 @@ def main() -> int:
         description="coverage of a study's intervals, and how often its verdicts are false"
     )
     parser.add_argument("--studies", type=int, default=2000, help="made-up studies in each cell")
-    studies = parser.parse_args().studies
+    parser.add_argument(
+        "--draws", type=int, default=0, help="also: draws in each cell of the fine grid, bootstrap left out"
+    )
+    given = parser.parse_args()
+    studies = given.studies
     broken = []
     for interaction in (0.5, 0.1, 0.9):
         print(
@@ -39,6 +43,14 @@ def main() -> int:
             print(f"| {cell.seeds} | {cell.share:.0%} | " + " | ".join(f"{100 * value:.1f} %" for value in row) + " |")
             if interaction == 0.5 and not cell.is_kept(studies):
                 broken.append(cell)
+    for seeds in SEEDS if given.draws else ():
+        found = arithmetic(seeds, given.draws)
+        lowest, highest = min(found, key=found.__getitem__), max(found, key=found.__getitem__)
+        print(
+            f"\n{seeds} seeds, {len(found)} cells of {given.draws:,} draws: {found[lowest]:.1%} (interaction, seeds' share"
+            f" {lowest}) to {found[highest]:.1%} {highest}; {sum(value > HIGHEST for value in found.values())} above {HIGHEST:.0%}"
+            f"; (0.9, 0.9): {found[0.9, 0.9]:.1%}"
+        )
     for cell in broken:
         print(f"outside of {LOWEST:.0%}-{HIGHEST:.0%}, or more than {MOST_FALSE:.0%} false: {cell}", file=sys.stderr)
     return 1 if broken else 0

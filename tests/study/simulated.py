@@ -13,13 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from surgery.study.resample import resampled_ratios
-from surgery.study.statistics import Paired, paired
+from surgery.study.statistics import Paired, half_width, paired
 from surgery.study.verdict import judge
 
 ITEMS = 150
 RESAMPLES = 300
 SEEDS = (3, 5, 10)
 SHARES = (0.0, 0.5, 0.9)
+INTERACTIONS = (0.0, 0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+FINE_SHARES = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 LOWEST, HIGHEST, MOST_FALSE = 0.93, 0.97, 0.05
 
 
@@ -88,3 +90,22 @@ def cells(studies: int, interaction: float) -> Iterator[Cell]:
                 plain=float(np.mean([0.0 in one.percentile for one in found])),
                 false=float(np.mean([word in ("better", "worse") for word in words])),
             )
+
+
+def arithmetic(seeds: int, draws: int) -> dict[tuple[float, float], float]:
+    """Return (interaction, share) -> coverage of the 95 % interval where the items' variances are known exactly.
+
+    No bootstrap, so that many more draws can be had than `cells` has studies.
+    """
+    found = {}
+    for interaction in INTERACTIONS:
+        for share in FINE_SHARES:
+            generator = np.random.default_rng([seeds, int(100 * interaction), int(100 * share)])
+            common, shared = (1 - interaction) / ITEMS, interaction / (seeds * ITEMS)
+            seed_variance = (common + shared) * share / (1 - share) + shared
+            differences = generator.normal(0, math.sqrt(seed_variance + common), draws)
+            parts = seed_variance * generator.chisquare(seeds - 1, draws) / (seeds - 1)
+            item_part = common + shared
+            halves = [half_width(part, item_part, shared, seeds, ITEMS, 0.95) for part in parts.tolist()]
+            found[interaction, share] = float(np.mean(np.abs(differences) <= np.array(halves)))
+    return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from simulated import cells, simulated
 
 from surgery.study.verdict import judge
