@@ -62,9 +62,8 @@ def sentence(summary: Summary, row: Row) -> str:
         f"{pair_of}: {summary.metric['name']} {unit.signed(pair.difference)} {unit.name} {unit.interval(row.interval)}"
     )
     sample = f"(95 %, {_count(pair.seeds, 'seed')}, {_count(pair.items, 'test item')})"
-    return " ".join(
-        [f"{measured} {sample}: {_verdict(summary, row)}.", *_smallest(row, unit), *_seed_note(row), *_costs(summary, row, reference)]
-    )
+    verdict_line = f"{measured} {sample}: {_verdict(summary, row)}."
+    return " ".join([verdict_line, *_smallest(row, unit), *_seed_note(row), *_costs(summary, row, reference)])
 
 
 def _verdict(summary: Summary, row: Row) -> str:
