@@ -12,7 +12,7 @@ from surgery.engine.scheduler import named, one_thread
 from surgery.errors import StateError
 from surgery.study.cells import Cell, final_cells
 from surgery.study.results import write_atomically
-from surgery.study.spec import StudySpec
+from surgery.study.spec import FROZEN, StudySpec
 from surgery.study.turns import Turns
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _read(path: Path, study: StudySpec) -> Mapping[str, int]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         hint = "restore it: every finished cell was run with its numbers"
         raise StateError("this file does not say how many steps each arm gets", str(path), hint) from None
-    if not is_own or not set(study.arms) <= set(steps):
+    if not is_own or not {*study.arms, *((FROZEN,) if study.head else ())} <= set(steps):
         raise StateError("this file belongs to another study", str(path), "restore the one of this study")
     return steps
 

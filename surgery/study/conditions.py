@@ -34,7 +34,8 @@ class Conditions(TypedDict):
     `dropout` is the base's, in words. `scales` and `adapter_dropout` are those that the options of the plan's adapters
     name, without repetition. `gradient_norm` is that of the first step, before clipping; `clipped` the share of steps
     that were. `scored_at` is the step after which the test split was read. `order` holds hashes of the first 1, 2, 4,
-    ... examples. `shared_rows` counts, for two splits, the rows of the second one whose text is in the first one, too.
+    ... examples. `shared_rows` counts, for two splits, the rows of the second one whose text is in the first one, too;
+    `rows` counts all rows of each.
     """
 
     dropout: str
