@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument(
         "--draws", type=int, default=0, help="also: draws in each cell of the fine grid, bootstrap left out"
     )
+    parser.add_argument("--seed", type=int, default=0, help="of the tables' draws; 0 is that of the page")
     given = parser.parse_args()
     studies = given.studies
     broken = []
@@ -38,7 +39,7 @@ def main() -> int:
             "| seeds | seeds' share of the variance | 95 % interval covers | plain bootstrap covers | better or worse |"
         )
         print("|---|---|---|---|---|")
-        for cell in cells(studies, interaction):
+        for cell in cells(studies, interaction, given.seed):
             row = (cell.covered, cell.plain, cell.false)
             print(f"| {cell.seeds} | {cell.share:.0%} | " + " | ".join(f"{100 * value:.1f} %" for value in row) + " |")
             if interaction == 0.5 and not cell.is_kept(studies):

@@ -67,18 +67,18 @@ class Cell:
     plain: float
     false: float
 
-    def is_kept(self, studies: int) -> bool:
-        """Whether the page's promise holds here, as far as so many studies can tell."""
-        slack = 2 * math.sqrt(0.05 * 0.95 / studies)
+    def is_kept(self, studies: int, errors: float = 2) -> bool:
+        """Whether the page's promise holds here, within so many standard errors of so many studies."""
+        slack = errors * math.sqrt(0.05 * 0.95 / studies)
         return LOWEST - slack <= self.covered <= HIGHEST + slack and self.false <= MOST_FALSE + slack
 
 
-def cells(studies: int, interaction: float) -> Iterator[Cell]:
+def cells(studies: int, interaction: float, seed: int = 0) -> Iterator[Cell]:
     """Yield one cell for each number of seeds and each share of the seeds' variance; equal calls give equal cells."""
     for seeds in SEEDS:
         for share in SHARES:
             more = [] if interaction == 0.5 else [int(interaction * 10)]
-            generator = np.random.default_rng([seeds, int(share * 10), *more])
+            generator = np.random.default_rng([seeds, int(share * 10), *more, *([seed] if seed else [])])
             found = [simulated(generator, seeds, 0.0, share, interaction=interaction) for _ in range(studies)]
             # A margin of nothing: no study can call identical arms equivalent, so every other word is a false one.
             words = [judge(one, 1e-6, greater_is_better=True).word for one in found]

@@ -40,7 +40,10 @@ def test_identical_arms_are_rarely_called_different(seeds: int, share: float) ->
 def test_two_thousand_studies_keep_what_the_page_promises(interaction: float) -> None:
     for cell in cells(2000, interaction):
         # Where an item's noise is almost all the seeds' own, three seeds cover more than they should, never less.
-        assert cell.is_kept(2000) or (interaction == 0.9 and cell.share == 0 and cell.covered > 0.97)
+        # Three standard errors: 18 rows beside the page's first nine are looked at.
+        assert cell.is_kept(2000, 2 if interaction == 0.5 else 3) or (
+            interaction == 0.9 and cell.share == 0 and cell.covered > 0.97
+        )
 
 
 def test_arms_that_differ_by_the_margin_are_rarely_called_equivalent() -> None:
