@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from surgery.errors import Problem, SurgeryError, TrainingError
 
@@ -76,26 +76,39 @@ class InProcess:
         """See `Scheduler.close`."""
 
 
-class LocalPool:
-    """Runs jobs in `workers` fresh processes of this machine, with one torch thread each."""
+class _Broken(Exception):  # noqa: N818 - nobody outside of this module sees it
+    """A process of the pool died while it had these jobs in hand, or while the others did."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, lost: Sequence[Any]) -> None:
+        super().__init__()
+        self.lost = list(lost)
+
+
+class LocalPool:
+    """Runs jobs in `workers` fresh processes of this machine, with one torch thread each.
+
+    Attributes:
+        workers: how many processes.
+        retries: how often a job is run again whose process died; what others had in hand then is run again, too.
+        again: titles of the jobs that were run again.
+    """
+
+    def __init__(self, workers: int, retries: int = 0) -> None:
         self.workers = workers
+        self.retries = retries
+        self.again: list[str] = []
         self._pool: ProcessPoolExecutor | None = None
 
     def map(self, work: Callable[[JobT], ResultT], jobs: Sequence[JobT]) -> Iterator[tuple[JobT, ResultT]]:
         """See `Scheduler.map`."""
-        if self._pool is None:
-            # spawn: a forked copy of a process that has used torch threads may deadlock. The processes stay for the
-            # next call, because importing everything takes longer than many a cell.
-            self._pool = ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"), _begin_worker)
         try:
-            yield from self._drained(self._pool, work, list(jobs))
+            yield from self._drained(work, list(jobs))
         except SurgeryError:
             raise
         except BaseException:
             # Ctrl-C, or the caller gave up: what runs now is lost, what is finished has been yielded.
-            _stop(self._pool)
+            if self._pool is not None:
+                _stop(self._pool)
             self.close()
             raise
 
@@ -105,45 +118,80 @@ class LocalPool:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
 
-    def _drained(
-        self, pool: ProcessPoolExecutor, work: Callable[[JobT], ResultT], jobs: list[JobT]
-    ) -> Iterator[tuple[JobT, ResultT]]:
+    def _drained(self, work: Callable[[JobT], ResultT], jobs: list[JobT]) -> Iterator[tuple[JobT, ResultT]]:
         waiting = jobs[::-1]
+        deaths: dict[int, int] = {}
+        while True:
+            try:
+                yield from self._until_broken(work, waiting)
+            except _Broken as death:
+                self.close()
+                for job in death.lost:
+                    deaths[id(job)] = deaths.get(id(job), 0) + 1
+                if any(deaths[id(job)] > self.retries for job in death.lost):
+                    raise _died([job.title for job in death.lost]) from death.__cause__
+                self.again += [job.title for job in death.lost]
+                waiting += death.lost[::-1]
+            else:
+                return
+
+    def _until_broken(self, work: Callable[[JobT], ResultT], waiting: list[JobT]) -> Iterator[tuple[JobT, ResultT]]:
+        """Run what waits, the last first, until all is done, a job fails, or a process dies (`_Broken`)."""
         running: dict[Future[ResultT], JobT] = {}
         failure: SurgeryError | None = None
-        while running or (waiting and failure is None):
-            # Only as many as there are workers: after a failure nothing else must begin.
-            while waiting and failure is None and len(running) < self.workers:
-                job = waiting.pop()
-                try:
-                    running[pool.submit(work, job)] = job
-                except BrokenProcessPool as error:
-                    raise _died([job.title, *(other.title for other in running.values())]) from error
+        death: BrokenProcessPool | None = None
+        lost: list[JobT] = []
+        while running or (waiting and failure is None and death is None):
+            if failure is None and death is None:
+                death = self._begin(work, waiting, running)
+            # One death breaks the whole pool, and ends every job of it that has no result yet.
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 job = running.pop(future)
                 try:
                     result = future.result()
                 except BrokenProcessPool as error:
-                    lost = [job.title, *(other.title for other in running.values())]
-                    raise _died(lost) from error
+                    death = error
+                    lost.append(job)
                 except Exception as error:
                     failure = failure or named(job, error)
                 else:
                     yield job, result
         if failure is not None:
             raise failure
+        if death is not None:
+            raise _Broken(lost) from death
+
+    def _begin(
+        self, work: Callable[[JobT], ResultT], waiting: list[JobT], running: dict[Future[ResultT], JobT]
+    ) -> BrokenProcessPool | None:
+        """Begin only as many jobs as there are workers: after a failure nothing else must run."""
+        while waiting and len(running) < self.workers:
+            try:
+                running[self._opened().submit(work, waiting[-1])] = waiting[-1]
+            except BrokenProcessPool as error:
+                return error
+            waiting.pop()
+        return None
+
+    def _opened(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            # spawn: a forked copy of a process that has used torch threads may deadlock. The processes stay for the
+            # next call, because importing everything takes longer than many a cell.
+            self._pool = ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"), _begin_worker)
+        return self._pool
 
 
-def local_engine(jobs: int, workers: int | None, bytes_per_job: int) -> Scheduler:
+def local_engine(jobs: int, workers: int | None, bytes_per_job: int, *, retries: int = 0) -> Scheduler:
     """Return the engine for this machine: a pool, or this very process where one worker is all there is room for.
 
     Args:
         jobs: how many there are.
         workers: how many processes to use; None chooses by cores and memory.
         bytes_per_job: memory that one job is expected to need.
+        retries: how often a job is run again whose process died.
     """
     chosen = width(jobs, bytes_per_job) if workers is None else workers
-    return LocalPool(chosen) if chosen > 1 else InProcess()
+    return LocalPool(chosen, retries) if chosen > 1 else InProcess()
 
 
 def width(jobs: int, bytes_per_job: int) -> int:

@@ -77,6 +77,9 @@ _TITLES = {
     "curves": "Loss curves",
     "weights": "What changed in the weights: medians over matrices",
     "matrices": "What changed in the weights: every matrix",
+    "search": "Best of so many learning rates, expected",
+    "readings": "At equal steps, tokens, FLOPs and seconds, from the same curves",
+    "metrics": "Further metrics: no verdict rests on them",
     "checks": "Checklist",
 }
 

@@ -2,68 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from collections.abc import Sequence
 
+from surgery.study.checks import Check, Status, blocking, none, same
+from surgery.study.choose import Choice
+from surgery.study.fairness import (
+    budget_check,
+    decay_check,
+    dropout_check,
+    head_check,
+    head_rate_check,
+    order_check,
+    overlap_check,
+    rows_check,
+    scale_check,
+    scored_check,
+    start_check,
+)
 from surgery.study.predicted import FAR, apart
 from surgery.study.record import CellRecord
 from surgery.study.spec import FROZEN, StudySpec
 from surgery.study.verdict import ENOUGH_SEEDS, FEWEST_SEEDS
 
-__all__ = ["Check", "Status", "audit", "blocking", "untrained"]
-
-Status: TypeAlias = Literal["pass", "warn", "fail", "none"]
+__all__ = ["Check", "Status", "audit", "blocking", "never_trained", "untrained"]
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One line of the checklist.
-
-    Attributes:
-        name: what was checked.
-        status: `pass`, `warn` (read the results with care), `fail`, or `none` (does not apply here).
-        detail: what was found.
-        blocks: whether a failure makes verdicts meaningless.
-    """
-
-    name: str
-    status: Status
-    detail: str
-    blocks: bool = True
-
-
-def blocking(checks: Iterable[Check]) -> str:
-    """Return why no verdict may be given, or an empty text."""
-    return "; ".join(f"{check.name}: {check.detail}" for check in checks if check.status == "fail" and check.blocks)
-
-
-def audit(study: StudySpec, records: Sequence[CellRecord], edges: Sequence[str]) -> tuple[Check, ...]:
+def audit(study: StudySpec, records: Sequence[CellRecord], choices: Sequence[Choice]) -> tuple[Check, ...]:
     """Return every check in the order the report prints them.
 
     Args:
         study: what was to be run.
         records: every finished cell.
-        edges: arms whose chosen learning rate lies at the end of its grid.
+        choices: how each learning rate was chosen.
     """
     final = [record for record in records if record["phase"] == "final"]
     trained = [record for record in final if record["trains"]]
     return (
-        _same("base weights", records, lambda record: record["hashes"].get("base")),
-        _same("tokenizer", records, lambda record: record["hashes"].get("tokenizer")),
-        _same("data and splits", records, lambda record: record["hashes"].get("data")),
-        _per_seed("order of the training examples", trained, "order"),
-        _per_seed("initial head tensors", trained, "head") if study.head else _none("initial head tensors", "no head"),
-        _budget(trained),
-        _head_rate(study),
+        same("base weights", records, lambda record: record["hashes"].get("base")),
+        start_check(records),
+        same("tokenizer", records, lambda record: record["hashes"].get("tokenizer")),
+        same("data and splits", records, lambda record: record["hashes"].get("data")),
+        overlap_check(records),
+        same("metric", records, _metric),
+        order_check(trained),
+        head_check(study, trained),
+        budget_check(study, trained),
+        head_rate_check(study, trained),
+        dropout_check(study, trained),
+        decay_check(study, trained),
+        scale_check(study, trained),
         _test_reads(records),
-        _tuning_seed(study),
+        scored_check(study, trained),
+        _tuning_seed(study, records),
         _swept(study),
-        _edges(study, edges),
+        _search(study, choices),
+        _edges(study, choices),
         _seeds(study),
+        rows_check(final),
         _learned(study, final),
         _round_trip(final),
-        _same("software versions", records, lambda record: _flat(record["versions"])),
+        same("software versions", records, lambda record: _flat(record["versions"])),
         _machines(records),
         _predicted(study, final),
     )
@@ -71,91 +69,48 @@ def audit(study: StudySpec, records: Sequence[CellRecord], edges: Sequence[str])
 
 def untrained(final: Sequence[CellRecord]) -> dict[str, str]:
     """Return arm -> why it counts as not trained, for arms of which a run learned nothing or diverged."""
+    told: dict[str, str] = {}
+    for arm, failed in _failed(final).items():
+        runs = sum(record["arm"] == arm for record in final)
+        many = f" ({len(failed)} of {runs} runs)" if runs > 1 and len(failed) > 1 else ""
+        told[arm] = next(iter(failed.values())) + many
+    return told
+
+
+def never_trained(final: Sequence[CellRecord]) -> frozenset[str]:
+    """Return the arms of which no run trained: there is nothing that a verdict could be about."""
+    runs = {arm: sum(record["arm"] == arm for record in final) for arm in {record["arm"] for record in final}}
+    return frozenset(arm for arm, failed in _failed(final).items() if len(failed) == runs[arm])
+
+
+def _failed(final: Sequence[CellRecord]) -> dict[str, dict[int, str]]:
+    """Return arm -> seed -> why that run counts as not trained."""
     base = next(
         (record["validation"].get("loss") for record in final if record["arm"] == FROZEN and not record["trains"]), None
     )
-    found: dict[str, str] = {}
+    found: dict[str, dict[int, str]] = {}
     for record in final:
-        if not record["trains"] or record["arm"] == FROZEN or record["arm"] in found:
+        if not record["trains"] or record["arm"] == FROZEN:
             continue
-        loss, majority = record["validation"].get("loss"), record["majority"]
+        loss, majority, seed = record["validation"].get("loss"), record["majority"], record["seed"]
         floor = majority["validation_loss"] if majority else base
         if record["diverged"] or loss is None:
-            found[record["arm"]] = f"seed {record['seed']} diverged"
+            found.setdefault(record["arm"], {})[seed] = f"seed {seed} diverged"
         elif floor is not None and loss >= floor:
             than = "always answering the training set's class shares" if majority else "the untouched base"
-            found[record["arm"]] = (
-                f"seed {record['seed']} ends at a validation loss of {loss:.4g}, no better than {than} ({floor:.4g})"
+            found.setdefault(record["arm"], {})[seed] = (
+                f"seed {seed} ends at a validation loss of {loss:.4g}, no better than {than} ({floor:.4g})"
             )
     return found
-
-
-def _none(name: str, detail: str) -> Check:
-    return Check(name, "none", detail)
 
 
 def _flat(versions: dict[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
 
 
-def _same(name: str, records: Sequence[CellRecord], value: Callable[[CellRecord], str | None]) -> Check:
-    found: dict[str, str] = {}
-    for record in records:
-        if (text := value(record)) is not None:
-            found.setdefault(text, f"{record['arm']}, seed {record['seed']}")
-    if not found:
-        return _none(name, "not recorded")
-    if len(found) == 1:
-        return Check(name, "pass", f"the same in all {len(records)} runs ({_short(next(iter(found)))})")
-    told = "; ".join(f"{_short(text)} in {where}" for text, where in found.items())
-    return Check(name, "fail", f"{len(found)} different ones: {told}")
-
-
-def _short(text: str) -> str:
-    return text[:12] if len(text) >= 32 and " " not in text else text
-
-
-def _per_seed(name: str, trained: Sequence[CellRecord], key: str) -> Check:
-    by_seed: dict[int, dict[str, list[str]]] = {}
-    for record in trained:
-        text = record["hashes"].get(key)
-        if text is not None:
-            by_seed.setdefault(record["seed"], {}).setdefault(text, []).append(record["arm"])
-    if not by_seed:
-        return _none(name, "not recorded")
-    for seed, found in sorted(by_seed.items()):
-        if len(found) > 1:
-            told = "; ".join(f"{text[:12]} in {', '.join(arms)}" for text, arms in found.items())
-            return Check(name, "fail", f"arms differ on seed {seed}: {told}")
-    shown = ", ".join(f"{seed}: {next(iter(found))[:8]}" for seed, found in sorted(by_seed.items()))
-    return Check(name, "pass", f"equal in every arm of a seed ({shown})")
-
-
-def _budget(trained: Sequence[CellRecord]) -> Check:
-    name = "examples, tokens and updates"
-    found: dict[tuple[int, int, int], str] = {}
-    by_seed: dict[int, set[tuple[int, int, int]]] = {}
-    for record in trained:
-        given = (record["budget"]["examples"], record["budget"]["tokens"], record["budget"]["updates"])
-        found.setdefault(given, f"{record['arm']}, seed {record['seed']}")
-        by_seed.setdefault(record["seed"], set()).add(given)
-    if not found:
-        return _none(name, "nothing was trained")
-    told = "; ".join(f"{e:,} examples, {t:,} tokens, {u:,} updates in {where}" for (e, t, u), where in found.items())
-    # Lengths differ between draws of examples, so tokens may differ between seeds, never between the arms of one seed.
-    if any(len(given) > 1 for given in by_seed.values()):
-        return Check(name, "fail", f"unequal: {told}")
-    examples, tokens, updates = next(iter(found))
-    between = "" if len(found) == 1 else " (tokens differ between seeds only)"
-    return Check(
-        name, "pass", f"{examples:,} examples, {tokens:,} tokens and {updates:,} updates in every arm{between}"
-    )
-
-
-def _head_rate(study: StudySpec) -> Check:
-    if not study.head:
-        return _none("learning rate of the head", "no head")
-    return Check("learning rate of the head", "pass", f"{study.head_learning_rate:g} in every arm")
+def _metric(record: CellRecord) -> str:
+    metric = record["metric"]
+    return f"{metric['name']}, {'greater' if metric['greater_is_better'] else 'smaller'} is better"
 
 
 def _test_reads(records: Sequence[CellRecord]) -> Check:
@@ -170,10 +125,13 @@ def _test_reads(records: Sequence[CellRecord]) -> Check:
     return Check(name, "pass", f"read {reads} times: once for each final run, never for choosing")
 
 
-def _tuning_seed(study: StudySpec) -> Check:
+def _tuning_seed(study: StudySpec, records: Sequence[CellRecord]) -> Check:
     name = "tuning seed"
+    tuned = {record["seed"] for record in records if record["phase"] == "tune"}
+    if both := tuned & {record["seed"] for record in records if record["phase"] == "final"}:
+        return Check(name, "fail", f"{min(both)} chose learning rates and is reported, too")
     if not any(arm.swept for arm in study.arms.values()):
-        return _none(name, "nothing was tuned")
+        return none(name, "nothing was tuned")
     return Check(name, "pass", f"{study.tuning_seed}, which reports nothing")
 
 
@@ -190,10 +148,32 @@ def _swept(study: StudySpec) -> Check:
     return Check(name, "warn", f"unswept: {', '.join(missing)}; their verdicts hold for the given rate only{shared}")
 
 
-def _edges(study: StudySpec, edges: Sequence[str]) -> Check:
+def _search(study: StudySpec, choices: Sequence[Choice]) -> Check:
+    name = "search budget"
+    swept = [choice for choice in choices if choice.swept]
+    if not swept:
+        return none(name, "there were no grids")
+    allowed = {len(study.arms[choice.arm].learning_rate) for choice in swept}
+    tries = ", ".join(
+        f"{study.label(choice.arm)} {len(choice.grid)}"
+        + (f" ({_rates(choice.extra)} beyond its grid)" if choice.extra else "")
+        for choice in swept
+    )
+    further = f"up to {study.extend_grids} more at an edge" if study.extend_grids else "none beyond the grids"
+    if len(allowed) > 1:
+        return Check(name, "warn", f"grids of different sizes ({further}); tries: {tries}")
+    return Check(name, "pass", f"{allowed.pop()} tries for every grid, {further}; tries: {tries}")
+
+
+def _rates(rates: Sequence[float]) -> str:
+    return ", ".join(f"{rate:g}" for rate in rates)
+
+
+def _edges(study: StudySpec, choices: Sequence[Choice]) -> Check:
     name = "learning rates inside their grids"
+    edges = [study.label(choice.arm) for choice in choices if choice.edge]
     if not any(arm.swept for arm in study.arms.values()):
-        return _none(name, "there were no grids")
+        return none(name, "there were no grids")
     if edges:
         return Check(name, "warn", f"the best lies at an edge for {', '.join(edges)}: a wider grid may do better")
     return Check(name, "pass", "no chosen rate lies at the edge of its grid")
@@ -227,7 +207,7 @@ def _round_trip(final: Sequence[CellRecord]) -> Check:
     name = "merge and unmerge give back the base"
     trips = [record["merge"] for record in final if record["merge"]]
     if not trips:
-        return _none(name, "nothing was merged")
+        return none(name, "nothing was merged")
     elements, differ = sum(trip["elements"] for trip in trips), sum(trip["differ"] for trip in trips)
     if differ:
         return Check(name, "fail", f"{differ:,} of {elements:,} numbers changed their bits", blocks=False)
@@ -246,7 +226,7 @@ def _predicted(study: StudySpec, final: Sequence[CellRecord]) -> Check:
     name = "cost as predicted"
     by_arm = {record["arm"]: record for record in reversed(final) if record.get("cost")}
     if not by_arm:
-        return _none(name, "not measured")
+        return none(name, "not measured")
     far = {arm: apart(record["memory"], record.get("cost")) for arm, record in by_arm.items()}
     told = [f"{study.label(arm)}: {', '.join(names)}" for arm, names in far.items() if names]
     if told:
@@ -255,7 +235,7 @@ def _predicted(study: StudySpec, final: Sequence[CellRecord]) -> Check:
         )
     unknown = {cost["predicted"]["why"] for record in by_arm.values() if (cost := record.get("cost"))} - {""}
     if unknown:
-        return _none(name, f"not predicted: {'; '.join(sorted(unknown))}")
+        return none(name, f"not predicted: {'; '.join(sorted(unknown))}")
     return Check(
         name, "pass", f"work and memory of every arm within {FAR * 100:.0f} % of what was measured", blocks=False
     )

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from surgery.spec import DataSpec, Rule, Spec
 from surgery.study.spec import FROZEN, StudySpec
 
-__all__ = ["Cell", "Phase", "final_cells", "tuning_cells"]
+__all__ = ["Cell", "Phase", "Steps", "final_cells", "rebuilt", "tuning_cell", "tuning_cells"]
 
 Phase: TypeAlias = Literal["tune", "final"]
+Steps: TypeAlias = Mapping[str, int] | None
 
 RECORD_FORMAT = 1
 """Raised when the meaning of a record changes, so that old records are never mistaken for new ones."""
@@ -82,10 +84,15 @@ class Cell:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def tuning_cells(study: StudySpec) -> list[Cell]:
-    """Return the runs that choose learning rates: every grid of at least two points, on the tuning seed."""
+def tuning_cells(study: StudySpec, steps: Steps = None) -> list[Cell]:
+    """Return the runs that choose learning rates: every grid of at least two points, on the tuning seed.
+
+    Args:
+        study: the study.
+        steps: arm -> how many steps it gets, where that is not the same for all.
+    """
     by_arm = [
-        [_cell(study, name, "tune", study.tuning_seed, rate) for rate in arm.learning_rate]
+        [tuning_cell(study, name, rate, steps) for rate in arm.learning_rate]
         for name, arm in study.arms.items()
         if arm.swept
     ]
@@ -93,33 +100,56 @@ def tuning_cells(study: StudySpec) -> list[Cell]:
     return [cells[index] for index in range(longest) for cells in by_arm if index < len(cells)]
 
 
-def final_cells(study: StudySpec, rates: dict[str, float]) -> list[Cell]:
+def tuning_cell(study: StudySpec, arm: str, rate: float, steps: Steps = None) -> Cell:
+    """Return the run that tries one learning rate of `arm`."""
+    return _cell(study, arm, "tune", study.tuning_seed, rate, steps)
+
+
+def final_cells(study: StudySpec, rates: Mapping[str, float], steps: Steps = None) -> list[Cell]:
     """Return the runs that are reported: every arm and the frozen row on every seed.
 
     Args:
         rates: arm -> its chosen learning rate.
+        steps: arm -> how many steps it gets, where that is not the same for all.
     """
     by_seed: list[list[Cell]] = []
     for index, seed in enumerate(study.seeds):
-        row = [_cell(study, name, "final", seed, rates[name]) for name in study.arms]
+        row = [_cell(study, name, "final", seed, rates[name], steps) for name in study.arms]
         if study.head:
-            row.insert(0, _frozen(study, seed))
+            row.insert(0, _frozen(study, seed, steps))
         # There and back again (ABBA): a clock or a neighbour that drifts then slows all arms alike.
         by_seed.append(row if index % 2 == 0 else row[::-1])
     cells = [cell for row in by_seed for cell in row]
     return cells if study.head else [_untouched(study), *cells]
 
 
-def _cell(study: StudySpec, arm: str, phase: Phase, seed: int, rate: float) -> Cell:
+def rebuilt(study: StudySpec, record: Mapping[str, Any], steps: Steps = None) -> Cell | None:
+    """Return the cell of `study` that a record says it is of; None if the study has no such arm or seed."""
+    arm, phase, seed, rate = (record.get(key) for key in ("arm", "phase", "seed", "learning_rate"))
+    if not isinstance(seed, int) or not isinstance(rate, int | float) or not isinstance(arm, str):
+        return None
+    if phase == "tune":
+        is_known = arm in study.arms and seed == study.tuning_seed and rate > 0
+        return _cell(study, arm, "tune", seed, rate, steps) if is_known else None
+    if phase != "final" or seed not in study.seeds:
+        return None
+    if arm == FROZEN:
+        return _frozen(study, seed, steps) if study.head else _untouched(study)
+    return _cell(study, arm, "final", seed, rate, steps) if arm in study.arms and rate > 0 else None
+
+
+def _cell(study: StudySpec, arm: str, phase: Phase, seed: int, rate: float, steps: Steps = None) -> Cell:
     # Head rules stand first, so that an arm that adapts everything does not adapt the head in its own way.
-    return _built(study, arm, phase, seed, rate, (*study.head, *study.arms[arm].rules))
+    return _built(study, arm, phase, seed, rate, (*study.head, *study.arms[arm].rules), steps)
 
 
-def _frozen(study: StudySpec, seed: int) -> Cell:
-    return _built(study, FROZEN, "final", seed, study.head_learning_rate or 0.0, study.head)
+def _frozen(study: StudySpec, seed: int, steps: Steps) -> Cell:
+    return _built(study, FROZEN, "final", seed, study.head_learning_rate or 0.0, study.head, steps)
 
 
-def _built(study: StudySpec, arm: str, phase: Phase, seed: int, rate: float, rules: tuple[Rule, ...]) -> Cell:
+def _built(  # noqa: PLR0913 - what makes a cell
+    study: StudySpec, arm: str, phase: Phase, seed: int, rate: float, rules: tuple[Rule, ...], steps: Steps
+) -> Cell:
     spec = Spec(
         version=1,
         name=arm,
@@ -127,7 +157,7 @@ def _built(study: StudySpec, arm: str, phase: Phase, seed: int, rate: float, rul
         model=study.model,
         task=study.task,
         data=study.data,
-        training=study.training_of(rate),
+        training=study.training_of(rate, None if steps is None else steps[arm]),
         rules=rules,
     )
     # Forgetting belongs to the report; tuning must stay cheap.

@@ -7,6 +7,7 @@ from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
+from surgery.study.conditions import Conditions
 from surgery.study.predicted import StepCost
 
 __all__ = [
@@ -40,11 +41,16 @@ class Parameters(TypedDict):
 
 
 class CurvePoint(TypedDict):
-    """Losses in nats after `step` optimizer steps; None where not measured or not finite."""
+    """Losses in nats after `step` optimizer steps; None where not measured or not finite.
+
+    `tokens` were seen until then, padding not counted; `validation_metric` is the task's primary one.
+    """
 
     step: int
     train_loss: float | None
     validation_loss: float | None
+    tokens: NotRequired[int]
+    validation_metric: NotRequired[float | None]
 
 
 class Merge(TypedDict):
@@ -119,7 +125,8 @@ class Timing(TypedDict):
 class CellRecord(TypedDict):
     """One finished cell. Equal cells give equal records, `timing` and `machine` aside.
 
-    `weights` holds what changed in each matrix (`surgery.spectra.MatrixChange`), where the study asks for it.
+    `weights` holds what changed in each matrix (`surgery.spectra.MatrixChange`), where the study asks for it;
+    `conditions` is what the audit holds arms to.
     """
 
     key: str
@@ -151,3 +158,4 @@ class CellRecord(TypedDict):
     timing: Timing
     machine: dict[str, str | int]
     weights: NotRequired[list[dict[str, Any]]]
+    conditions: NotRequired[Conditions | None]

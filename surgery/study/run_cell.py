@@ -15,20 +15,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgery.engine.scheduler import named
-from surgery.errors import CheckpointError, DataError
+from surgery.errors import DataError
 from surgery.registry import Registry
 from surgery.study.cells import Cell
+from surgery.study.conditions import conditions
 from surgery.study.predicted import step_cost
 from surgery.study.record import Budget, CellRecord, CurvePoint, Lost, Majority, Memory, Timing
-from surgery.study.turns import Turns, take_turns
 from surgery.study.weights import changed_weights
 
 if TYPE_CHECKING:
     from surgery.operation import Operation
     from surgery.training import Evaluation, FitResult, Session
 
-__all__ = ["ADAPTERS", "CellRunner", "clocked", "forget_sessions", "preflight", "run_cell", "versions"]
+__all__ = [
+    "ADAPTERS",
+    "CellRunner",
+    "forget_sessions",
+    "known_session",
+    "run_cell",
+    "session_of",
+    "versions",
+]
 
 ADAPTERS = "adapters"
 """Folder, inside a study's, of the adapter checkpoints of final runs."""
@@ -52,31 +59,6 @@ class CellRunner:
         return run_cell(cell, self.folder, self.registry)
 
 
-def preflight(cells: Sequence[Cell], registry: Registry) -> None:
-    """Load and plan one cell of every arm, so that a mistake in the last arm is told before the first one trains.
-
-    Raises:
-        SurgeryError: what is wrong, with the arm.
-    """
-    for cell in {cell.arm: cell for cell in cells}.values():
-        try:
-            _known(cell, _session(cell, registry))
-        except (CheckpointError, DataError):  # of what all arms share: no arm is to blame
-            raise
-        except Exception as error:
-            raise named(cell, error) from error
-
-
-def clocked(cells: Sequence[Cell], registry: Registry) -> dict[str, Turns]:
-    """Return arm -> times of its steps and forward passes: one cell of each arm that trains takes turns.
-
-    Raises:
-        SurgeryError: what went wrong.
-    """
-    arms = {cell.arm: cell for cell in cells if cell.trains}
-    return take_turns(list(arms.values()), lambda cell: _session(cell, registry))
-
-
 def forget_sessions() -> None:
     """Let go of the model that `preflight` loaded, where other processes do the work."""
     _warm.clear()
@@ -85,10 +67,12 @@ def forget_sessions() -> None:
 def run_cell(cell: Cell, folder: Path, registry: Registry) -> CellRecord:
     """Run one cell and return its record. Only the cell's own folder below `folder`/adapters is written to."""
     from surgery.training.fit import evaluate
+    from surgery.training.hashes import tensors_hash
 
     start = time.perf_counter()
-    session = _session(cell, registry)
-    known = _known(cell, session)
+    session = session_of(cell, registry)
+    known = known_session(cell, session)
+    state = tensors_hash(session.model)  # of this very run, whatever ran in this process before
     before = _loss(evaluate(known, _known_split(known))) if known else None
     if cell.trains:
         record = _trained(cell, session, known, folder)
@@ -98,6 +82,7 @@ def run_cell(cell: Cell, folder: Path, registry: Registry) -> CellRecord:
     if known is not None:
         after = record["forgetting"]["after"] if record["forgetting"] else before
         record["forgetting"] = Lost(before=before, after=after)
+    record["hashes"]["start"] = state
     record["timing"]["total"] = time.perf_counter() - start
     return record
 
@@ -159,7 +144,8 @@ _warm: dict[str, Session] = {}
 """The sessions that this process loaded last: cells of one study share model, task and data."""
 
 
-def _session(cell: Cell, registry: Registry) -> Session:
+def session_of(cell: Cell, registry: Registry) -> Session:
+    """Return the session of a cell: the one that this process has in hand, if it is of the same model and data."""
     from surgery.training import prepare
 
     spec = cell.spec
@@ -187,7 +173,7 @@ def _require_splits(session: Session) -> None:
         )
 
 
-def _known(cell: Cell, session: Session) -> Session | None:
+def known_session(cell: Cell, session: Session) -> Session | None:
     """Return the session for text that the base knows: the same model, other examples."""
     if cell.forgetting is None:
         return None
@@ -254,6 +240,7 @@ def _record(
         versions=versions(session.registry),
         timing=_timing(result),
         machine=_machine(),
+        conditions=None if result is None else conditions(session, result),
     )
 
 
@@ -273,7 +260,11 @@ def _finite(value: float | None) -> float | None:
 def _curve(result: FitResult) -> list[CurvePoint]:
     return [
         CurvePoint(
-            step=point.step, train_loss=_finite(point.train_loss), validation_loss=_finite(point.validation_loss)
+            step=point.step,
+            train_loss=_finite(point.train_loss),
+            validation_loss=_finite(point.validation_loss),
+            tokens=point.tokens,
+            validation_metric=_finite(point.validation_metric),
         )
         for point in result.history
     ]

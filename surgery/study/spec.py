@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import InitErrorDetails
@@ -31,7 +31,17 @@ from surgery.spec._spec import MAX_RULES, VERSION, Version
 from surgery.spec._strict import said
 from surgery.spec._write import to_yaml
 
-__all__ = ["FROZEN", "MAJORITY", "ArmSpec", "Forgetting", "StudySpec", "StudyTraining", "load_study"]
+__all__ = [
+    "FROZEN",
+    "MAJORITY",
+    "ArmSpec",
+    "Axis",
+    "BudgetSpec",
+    "Forgetting",
+    "StudySpec",
+    "StudyTraining",
+    "load_study",
+]
 
 FROZEN = "frozen"
 MAJORITY = "majority"
@@ -99,6 +109,19 @@ class Forgetting(StrictModel):
     data: DataSpec = Field(description="Where the text comes from; read like the study's own data.")
 
 
+Axis: TypeAlias = Literal["steps", "tokens", "flops", "seconds"]
+"""In what arms are given the same: updates, tokens, floating-point operations, or seconds of this machine."""
+
+
+class BudgetSpec(StrictModel):
+    """What all arms get the same amount of."""
+
+    axis: Axis = Field(
+        "steps",
+        description="Equal steps (and tokens); or as many steps as cost the reference's FLOPs, or seconds.",
+    )
+
+
 _Arms = Annotated[
     Mapping[_Name, ArmSpec], BeforeValidator(plain_map), AfterValidator(frozen_map), Field(min_length=1, max_length=64)
 ]
@@ -123,6 +146,15 @@ class StudySpec(StrictModel):
     reference: _Name = Field(description="The arm that the others are compared with.")
     margin: float = Field(gt=0, description="Differences smaller than this do not matter; in the unit of the metric.")
     forgetting: Forgetting | None = Field(None, description="Text whose loss is measured before and after.")
+    budget: BudgetSpec = Field(
+        BudgetSpec(axis="steps"), description="What every arm gets the same amount of; the rest is re-read."
+    )
+    metrics: tuple[Text, ...] = Field(
+        (), max_length=16, description="Further metrics of the task, shown with intervals; no verdict rests on them."
+    )
+    extend_grids: int = Field(
+        2, ge=0, le=8, description="Most learning rates tried beyond each arm's grid while the best lies at its edge."
+    )
     resamples: int = Field(10_000, ge=1000, le=1_000_000, description="Draws of the bootstrap.")
     probe: int = Field(32, gt=0, le=4096, description="Validation examples on which merging is measured.")
     weights: Literal["first", "all", "none"] = Field(
@@ -134,11 +166,22 @@ class StudySpec(StrictModel):
         lines = []
         if isinstance(context, Context) and context.from_file and "version" not in data:
             lines.append(said("key 'version' is missing", f"write version: {VERSION} in the first line"))
-        return [*lines, *_data_lines(data), *_arm_lines(data), *_seed_lines(data), *_head_lines(data)]
+        return [
+            *lines,
+            *_data_lines(data),
+            *_arm_lines(data),
+            *_seed_lines(data),
+            *_head_lines(data),
+            *_metric_lines(data),
+        ]
 
     def canonical_json(self) -> str:
         """Return the study as JSON with sorted keys, no spaces and all defaults: equal studies give equal text."""
         data = self.model_dump(mode="json")
+        # Keys that came later: a study that does not use them keeps the hash it had.
+        for name in ("budget", "metrics", "extend_grids"):
+            if data[name] == _LATER[name]:
+                del data[name]
         return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
     def to_yaml(self) -> str:
@@ -174,15 +217,27 @@ class StudySpec(StrictModel):
             return "majority class"
         return "frozen + head" if self.head else "frozen (untouched base)"
 
-    def training_of(self, rate: float) -> TrainingSpec:
-        """Return the shared training at one learning rate, the head at its own."""
+    def training_of(self, rate: float, steps: int | None = None) -> TrainingSpec:
+        """Return the shared training at one learning rate, the head at its own; `steps` in place of the shared ones."""
         shared = self.training.model_dump()
+        if steps is not None:
+            shared |= {"steps": steps, "epochs": None}
         heads = [
             ParameterGroup(role=rule.role, target=rule.target, learning_rate=self.head_learning_rate, weight_decay=None)
             for rule in self.head
         ]
         groups = tuple(heads) + self.training.groups
         return TrainingSpec(**{**shared, "learning_rate": rate, "groups": groups})
+
+
+_LATER = {"budget": {"axis": "steps"}, "metrics": [], "extend_grids": 2}
+
+
+def _metric_lines(data: Mapping[str, Any]) -> list[InitErrorDetails]:
+    metrics = data.get("metrics")
+    if isinstance(metrics, list | tuple) and len(set(map(repr, metrics))) < len(metrics):
+        return [said("names a metric twice", "remove one of them", ("metrics",))]
+    return []
 
 
 def _arm_lines(data: Mapping[str, Any]) -> list[InitErrorDetails]:

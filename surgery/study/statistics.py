@@ -7,7 +7,7 @@ The model behind the paired interval: the difference of two arms on item i with 
 
 A percentile bootstrap over three seeds undercovers badly (it cannot see farther than the three values it was given), so
 the bootstrap supplies the item variance, for any metric, and the few seeds get Student's t. What that is worth on
-studies of known truth stands in tests/study/test_coverage.py.
+studies of known truth stands in docs/studies/statistics.md, and in tests/study/test_coverage.py.
 """
 
 from __future__ import annotations
@@ -134,8 +134,12 @@ def half_width(seed_part: float, item_part: float, shared: float, seeds: int, it
     """Return half the width of the paired interval; the parts are `Paired`'s.
 
     Each part gets the t quantile of its own degrees of freedom and the two are added in quadrature (Howe's rule),
-    because a pooled (Satterthwaite) t is too short when the seeds that were drawn happen to agree. The result is never
-    narrower than the interval of these very weights on other items.
+    because a pooled (Satterthwaite) t is too short when the seeds that were drawn happen to agree. Of the seed part,
+    `shared` is known from the items and needs no t of few degrees of freedom: with three seeds, Howe's rule alone may
+    cover 98.8 % in place of 95. Taking all of it to the items' side undercovers (90.9 %) where seeds and items interact
+    and little else is left. The square of the share that items have in common over all seeds says how much of it can
+    be taken without ever undercovering (docs/studies/statistics.md). The result is never narrower than the interval of
+    these very weights on other items.
     """
     tail = 0.5 + level / 2
     of_items = student(tail, max(items - 1, 1)) ** 2
@@ -143,7 +147,10 @@ def half_width(seed_part: float, item_part: float, shared: float, seeds: int, it
     if seeds < 2:
         return math.sqrt(only_items)
     of_seeds = student(tail, seeds - 1) ** 2
-    return math.sqrt(max(of_seeds * seed_part + of_items * max(item_part - shared, 0.0), only_items))
+    common = max(item_part - shared, 0.0)
+    known = shared * (common / item_part) ** 2 if seeds > 2 and item_part > 0 else 0.0
+    both = of_seeds * max(seed_part - known, 0.0) + of_items * (common + known)
+    return math.sqrt(max(both, only_items))
 
 
 def across_seeds(values: Sequence[float], level: float = 0.95) -> Estimate:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from pydantic import TypeAdapter
 
 from surgery.engine.scheduler import InProcess, Scheduler, local_engine
 from surgery.errors import SpecError, StateError
 from surgery.registry import Registry
-from surgery.study.cells import Cell, final_cells, tuning_cells
-from surgery.study.choose import Choice, choose_rates
+from surgery.study.allot import allotted
+from surgery.study.cells import Cell
+from surgery.study.driver import Driver, Progress
 from surgery.study.overview import overview
+from surgery.study.preflight import clocked, measured_steps, preflight, refuse_unknown_metrics
 from surgery.study.record import CellRecord
 from surgery.study.results import RESULTS, STUDY, Results, read_records, write_atomically
-from surgery.study.run_cell import CellRunner, clocked, forget_sessions, preflight, versions
+from surgery.study.run_cell import CellRunner, forget_sessions, versions
 from surgery.study.spec import StudySpec, load_study
 from surgery.study.summary import Summary, summarise
 from surgery.study.tables import write_tables
@@ -30,13 +32,8 @@ __all__ = ["SUMMARY", "Comparison", "Progress", "compare", "read_comparison"]
 SUMMARY = "summary.json"
 WRITTEN = "study.yaml"
 _OVERHEAD = 900 << 20  # Python, torch, transformers and one batch
+_RETRIES = 1  # of a cell whose worker died: a second death in the same cell is told
 _COPIES = 8  # base, snapshot, trained copy, gradients, two moments, and two of activations
-
-
-class Progress(Protocol):
-    """Whoever wants to know how far a study is: cells done, cells in all, and what just happened."""
-
-    def __call__(self, done: int, total: int, description: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -99,12 +96,21 @@ def compare(
     folder = Path(out)
     identity = {"hash": study.hash, "name": study.name, "spec": json.loads(study.canonical_json())}
     with Results.opened(folder, identity) as results:
-        owned = engine or local_engine(_most_cells(study), workers or _one_per_gpu(), _job_bytes(study, registry))
+        owned = engine or local_engine(
+            _most_cells(study), workers or _one_per_gpu(), _job_bytes(study, registry), retries=_RETRIES
+        )
         try:
-            driver = _Driver(study, results, CellRunner(folder, registry), owned, progress)
+            steps = allotted(study, folder, lambda cells: measured_steps(study, cells, registry))
+            driver = Driver(study, results, CellRunner(folder, registry), owned, progress, steps)
             if not driver.is_finished:
                 driver.refuse_other_versions(versions(registry))
-                driver.check(registry)
+            driver.refuse_foreign()
+            if not driver.is_finished:
+                driver.tell(0, driver.total, "planning every arm")
+                preflight(driver.foreseen, registry)
+                refuse_unknown_metrics(study, driver.foreseen[0], registry)
+                if not isinstance(owned, InProcess):
+                    forget_sessions()
             order, choices = driver.run()
         finally:
             if engine is None:
@@ -119,7 +125,7 @@ def compare(
         write_atomically(folder / SUMMARY, _json(summary))
         write_atomically(folder / WRITTEN, study.to_yaml())
         write_tables(folder / "tables", summary, records)
-        note = results.note
+        note = "; ".join(filter(None, (results.note, _died(owned))))
     return Comparison(folder, study, summary, records, note)
 
 
@@ -159,73 +165,10 @@ def _as_written(path: Path, study: StudySpec) -> StudySpec:
     return found if found.hash == study.hash else study
 
 
-@dataclass
-class _Driver:
-    """One run of the driver: which cells are left, and what is told about them."""
-
-    study: StudySpec
-    results: Results
-    runner: Callable[[Cell], CellRecord]
-    engine: Scheduler
-    progress: Progress | None
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether nothing is left to run."""
-        return len(self.results.records) >= len(self._foreseen())
-
-    def check(self, registry: Registry) -> None:
-        """Find mistakes of any arm before hours of training."""
-        cells = self._foreseen()
-        self._tell(0, len(cells), "planning every arm")
-        preflight(cells, registry)
-        if not isinstance(self.engine, InProcess):
-            forget_sessions()
-
-    def _foreseen(self) -> list[Cell]:
-        """Return every cell, the final ones at any of their rates: how many there are does not depend on it."""
-        any_rate = {arm: spec.learning_rate[0] for arm, spec in self.study.arms.items()}
-        return [*tuning_cells(self.study), *final_cells(self.study, any_rate)]
-
-    def run(self) -> tuple[list[Cell], tuple[Choice, ...]]:
-        """Run what is left; return all cells in their final order, and the chosen learning rates."""
-        tuning = tuning_cells(self.study)
-        total = len(self._foreseen())
-        self._run(tuning, 0, total)
-        choices = choose_rates(self.study, _typed([self.results.records[cell.key] for cell in tuning]))
-        final = final_cells(self.study, {choice.arm: choice.rate for choice in choices})
-        self._run(final, len(tuning), total)
-        return [*tuning, *final], choices
-
-    def refuse_other_versions(self, now: dict[str, str]) -> None:
-        """Refuse to go on with other software: one study of two versions compares the versions, too."""
-        for record in _typed(list(self.results.records.values())):
-            then = record["versions"]
-            differing = [
-                f"{name} {then[name]} then, {now[name]} now" for name in now if then.get(name, now[name]) != now[name]
-            ]
-            if differing:
-                hint = "install those versions again, or choose another --out"
-                raise StateError(
-                    f"the study was begun with other software: {'; '.join(differing)}", str(self.results.folder), hint
-                )
-
-    def _run(self, cells: Sequence[Cell], before: int, total: int) -> None:
-        left = [cell for cell in cells if cell.key not in self.results.records]
-        done = before + len(cells) - len(left)
-        if done > before:
-            self._tell(done, total, f"{len(cells) - len(left)} cells were finished before")
-        if not left:
-            return
-        self._tell(done, total, f"{left[0].title} begins")
-        for cell, record in self.engine.map(self.runner, left):
-            self.results.append(cast("dict[str, Any]", record))
-            done += 1
-            self._tell(done, total, cell.title)
-
-    def _tell(self, done: int, total: int, description: str) -> None:
-        if self.progress is not None:
-            self.progress(done, total, description)
+def _died(engine: Scheduler) -> str:
+    """Return which cells were run again because a worker died, for the user to read."""
+    again = tuple(getattr(engine, "again", ()))
+    return f"a worker process died; run again: {', '.join(dict.fromkeys(again))}" if again else ""
 
 
 def _clock(
@@ -240,7 +183,7 @@ def _clock(
 
 
 def _most_cells(study: StudySpec) -> int:
-    return max(len(tuning_cells(study)), len(study.seeds) * (len(study.arms) + 1))
+    return max(sum(len(arm.learning_rate) for arm in study.arms.values()), len(study.seeds) * (len(study.arms) + 1))
 
 
 def _one_per_gpu() -> int | None:

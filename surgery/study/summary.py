@@ -8,12 +8,15 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from surgery.study.audit import Check, audit, blocking, untrained
+from surgery.study.audit import Check, audit, blocking, never_trained, untrained
 from surgery.study.choose import Choice
+from surgery.study.fairness import best_step
 from surgery.study.measure import Measure, Score, measure
 from surgery.study.predicted import StepCost, apart
+from surgery.study.readings import Reading, readings
 from surgery.study.record import CellRecord, Memory, MetricInfo
-from surgery.study.spec import FROZEN, MAJORITY, StudySpec
+from surgery.study.secondary import Secondary, secondary
+from surgery.study.spec import FROZEN, MAJORITY, Axis, StudySpec
 from surgery.study.statistics import Estimate, Interval, Paired, across_seeds, holm, mcnemar, paired
 from surgery.study.turns import Clock, Turns
 from surgery.study.verdict import Verdict, judge
@@ -47,6 +50,9 @@ class Row:
         logit_change: largest change of a logit by merging, over seeds.
         forgetting, known_before, known_after: rise of the loss on text the base knows, and the losses, in nats.
         flag: why the arm counts as not trained; empty if it does not.
+        state: `trained`, `partly` (some runs did not), or `did not train`; then there is no verdict on it.
+        steps, best_step, best_loss: the last step, the one with the smallest validation loss (the median over seeds),
+            and that loss in nats. All scores are those of the last step.
     """
 
     arm: str
@@ -86,6 +92,10 @@ class Row:
     known_before: float | None = None
     known_after: float | None = None
     flag: str = ""
+    state: Literal["trained", "partly", "did not train"] = "trained"
+    steps: int | None = None
+    best_step: float | None = None
+    best_loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +115,9 @@ class Summary:
         choices: how each learning rate was chosen.
         test_reads: how often the test split was read in all.
         notes: what else a reader must know.
+        axis: what every arm got the same amount of.
+        readings: losses at equal amounts of every axis, from the same curves.
+        secondary: the study's further metrics.
     """
 
     name: str
@@ -120,6 +133,9 @@ class Summary:
     choices: tuple[Choice, ...]
     test_reads: int
     notes: tuple[str, ...] = ()
+    axis: Axis = "steps"
+    readings: tuple[Reading, ...] = ()
+    secondary: tuple[Secondary, ...] = ()
 
     def row(self, arm: str) -> Row:
         """Return the row of `arm`."""
@@ -148,14 +164,19 @@ def summarise(
         turns: arm -> what the clock said; without it, times are those of the runs themselves.
     """
     final = [record for record in records if record["phase"] == "final"]
-    metric = final[0]["metric"]
+    # The reference's: where arms have others, the audit has a red line, and theirs stand in no column.
+    metric = next((record for record in final if record["arm"] == study.reference), final[0])["metric"]
     seeds = study.seeds
-    checks = audit(study, records, [study.label(choice.arm) for choice in choices if choice.edge])
+    checks = audit(study, records, choices)
     measured = measure(final, metric["name"], seeds, study.resamples, score)
     rows = [_row(study, arm, final, choices) for arm in _order(study, final)]
     rows = [_clocked(row, (turns or {}).get(row.arm)) for row in rows]
     pairs = {arm: _pair(measured, arm, study) for arm in measured.arms if arm != study.reference}
     rows = _judged(study, metric, rows, pairs, blocking(checks))
+    clock: Literal["cpu", "wall"] = (
+        "cpu" if all(record["machine"].get("device", "CPU") == "CPU" for record in final) else "wall"
+    )
+    seconds = {row.arm: row.step_cpu if clock == "cpu" else row.step for row in rows}
     return Summary(
         name=study.name,
         study=study.hash,
@@ -164,12 +185,15 @@ def summarise(
         reference=study.reference,
         seeds=seeds,
         items=measured.items,
-        clock="cpu" if all(record["machine"].get("device", "CPU") == "CPU" for record in final) else "wall",
+        clock=clock,
         rows=tuple(rows),
         checks=checks,
         choices=tuple(choices),
         test_reads=sum(record["test_reads"] for record in records),
         notes=tuple(dict.fromkeys(note for record in records for note in record["notes"])),
+        axis=study.budget.axis,
+        readings=readings(study, final, seconds),
+        secondary=secondary(study, final, score),
     )
 
 
@@ -220,9 +244,17 @@ def _row(study: StudySpec, arm: str, final: Sequence[CellRecord], choices: Seque
         elements=sum(trip["elements"] for trip in trips) if trips else None,
         differ=sum(trip["differ"] for trip in trips) if trips else None,
         logit_change=_largest([trip["logit_change"] for trip in trips]),
-        flag=untrained(final).get(arm, ""),
+        flag=(flag := untrained(final).get(arm, "")),
+        state=("did not train" if arm in never_trained(final) else "partly") if flag else "trained",
+        steps=first["budget"]["updates"] if first["trains"] else None,
+        best_step=_median([best_step(record) for record in own]) if first["trains"] else None,
+        best_loss=_mean([_lowest(record) for record in own]) if first["trains"] else None,
     )
     return _with_forgetting(row, own)
+
+
+def _lowest(record: CellRecord) -> float | None:
+    return min((p["validation_loss"] for p in record["curve"] if p["validation_loss"] is not None), default=None)
 
 
 def _clocked(row: Row, turns: Turns | None) -> Row:
@@ -283,7 +315,8 @@ def _judged(
     for row in rows:
         pair = pairs.get(row.arm)
         if pair is None:
-            unmeasured = Verdict("unresolved", row.flag or reference.flag or "a run has no finite metric")
+            why = row.flag or reference.flag or "a run has no finite metric"
+            unmeasured = Verdict("unresolved", f"no verdict: {blocked}" if blocked else why, blocked=blocked)
             judged.append(row if row.kind == "reference" else replace(row, verdict=unmeasured))
             continue
         unswept = row.kind == "arm" and not (row.swept and reference.swept)
@@ -293,7 +326,7 @@ def _judged(
             study.margin,
             greater_is_better=metric["greater_is_better"],
             adjusted_p=holms,
-            blocked=blocked,
+            blocked=blocked or (f"did not train: {row.flag}" if row.state == "did not train" else ""),
             unswept=unswept,
         )
         judged.append(

@@ -8,8 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from surgery.study.fairness import best_step
+from surgery.study.readings import Reading
 from surgery.study.record import CellRecord
 from surgery.study.results import write_atomically
+from surgery.study.secondary import Secondary
 from surgery.study.statistics import Estimate, Interval
 from surgery.study.summary import Row, Summary
 from surgery.study.weights import FIGURES, measured, weight_medians
@@ -29,7 +32,13 @@ def tables(summary: Summary, records: Sequence[CellRecord]) -> dict[str, Table]:
         "runs": _texts([_run(record) for record in records]),
         "learning_rates": _texts(
             [
-                {"arm": choice.arm, "learning_rate": rate, "validation_loss_nats": loss, "chosen": rate == choice.rate}
+                {
+                    "arm": choice.arm,
+                    "learning_rate": rate,
+                    "validation_loss_nats": loss,
+                    "chosen": rate == choice.rate,
+                    "beyond_grid": rate in choice.extra,
+                }
                 for choice in summary.choices
                 for rate, loss in zip(choice.grid, choice.losses, strict=True)
             ]
@@ -42,14 +51,26 @@ def tables(summary: Summary, records: Sequence[CellRecord]) -> dict[str, Table]:
                     "step": point["step"],
                     "train_loss_nats": point["train_loss"],
                     "validation_loss_nats": point["validation_loss"],
+                    "tokens": point.get("tokens"),
+                    "validation_metric": point.get("validation_metric"),
                 }
                 for record in records
                 if record["phase"] == "final"
                 for point in record["curve"]
             ]
         ),
+        "search": _texts(
+            [
+                {"arm": choice.arm, "tries": tries, "expected_best_validation_loss_nats": loss}
+                for choice in summary.choices
+                for tries, loss in enumerate(choice.expected, 1)
+            ]
+        ),
+        "readings": _texts([_reading(reading) for reading in summary.readings]),
         "checks": _texts([{"check": c.name, "status": c.status, "detail": c.detail} for c in summary.checks]),
     }
+    if summary.secondary:
+        found["metrics"] = _texts([_secondary(each) for each in summary.secondary])
     if any("weights" in record for record in records):
         found["weights"] = _texts([{"arm": arm, **row} for arm, row in weight_medians(records).items()])
         found["matrices"] = _texts([_matrix(record, matrix) for record, matrix in measured(records)])
@@ -113,6 +134,10 @@ def _arm(row: Row) -> dict[str, Value]:
         "known_loss_before_nats": row.known_before,
         "known_loss_after_nats": row.known_after,
         "flag": row.flag or None,
+        "state": row.state if row.kind != "majority" else None,
+        "final_step": row.steps,
+        "best_validation_step": row.best_step,
+        "best_validation_loss_nats": row.best_loss,
     }
 
 
@@ -163,9 +188,35 @@ def _run(record: CellRecord) -> dict[str, Value]:
         "updates": record["budget"]["updates"],
         "examples": record["budget"]["examples"],
         "tokens": record["budget"]["tokens"],
+        "best_validation_step": best_step(record) if record["trains"] else None,
         "diverged": record["diverged"],
         "seconds": record["timing"]["total"],
         "cell": record["key"],
+    }
+
+
+def _reading(reading: Reading) -> dict[str, Value]:
+    return {
+        "axis": reading.axis,
+        "amount": reading.amount,
+        "arm": reading.arm,
+        "step": reading.step,
+        "validation_loss_nats": reading.loss,
+        "validation_metric": reading.metric,
+        "read_from_step": reading.before,
+        "read_to_step": reading.after,
+        "coarse": reading.coarse,
+        "unfinished_schedule": reading.unfinished,
+    }
+
+
+def _secondary(each: Secondary) -> dict[str, Value]:
+    return {
+        "metric": each.metric,
+        "arm": each.arm,
+        **_estimate("test", each.estimate),
+        "difference": each.difference,
+        **_interval("difference_95", each.interval),
     }
 
 
@@ -199,8 +250,9 @@ def _milli(seconds: float | None) -> float | None:
 
 
 def _texts(rows: Sequence[dict[str, Value]]) -> Table:
-    columns = tuple(rows[0]) if rows else ()
-    return columns, [tuple(_text(value) for value in row.values()) for row in rows]
+    # Runs of a folder that mixes metrics have columns of their own; the audit has a red line then.
+    columns = tuple(dict.fromkeys(name for row in rows for name in row))
+    return columns, [tuple(_text(row.get(name)) for name in columns) for row in rows]
 
 
 def _text(value: Value) -> str:

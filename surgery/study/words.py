@@ -62,9 +62,8 @@ def sentence(summary: Summary, row: Row) -> str:
         f"{pair_of}: {summary.metric['name']} {unit.signed(pair.difference)} {unit.name} {unit.interval(row.interval)}"
     )
     sample = f"(95 %, {_count(pair.seeds, 'seed')}, {_count(pair.items, 'test item')})"
-    return " ".join(
-        [f"{measured} {sample}: {_verdict(summary, row)}.", *_seed_note(row), *_costs(summary, row, reference)]
-    )
+    verdict_line = f"{measured} {sample}: {_verdict(summary, row)}."
+    return " ".join([verdict_line, *_smallest(row, unit), *_seed_note(row), *_costs(summary, row, reference)])
 
 
 def _verdict(summary: Summary, row: Row) -> str:
@@ -108,6 +107,14 @@ def _needed(row: Row) -> str:
     if verdict.blocked or pair.seeds < 3:
         return ""
     return "; neither more seeds nor more test items alone would resolve it"
+
+
+def _smallest(row: Row, unit: Unit) -> list[str]:
+    """Return what so many seeds and items can find at all; one seed knows too little of it to say."""
+    if row.detectable is None or row.pair is None or row.pair.seeds < 2:
+        return []
+    size = f"{unit.value(row.detectable)} {unit.name}".rstrip()
+    return [f"Differences from {size} on would be found with a power of 80 %."]
 
 
 def _seed_note(row: Row) -> list[str]:

@@ -280,4 +280,5 @@ def _result(
         diverged_at=recorder.diverged_at,
         flops={"forward": cost.forward, "backward": cost.backward},
         first_batch=first_batch,
+        order_prefixes=order.prefixes(),
     )

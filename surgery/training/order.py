@@ -44,6 +44,18 @@ class Order(Dataset[Mapping[str, Any]]):
         """sha256 of the order."""
         return hashlib.sha256(",".join(map(str, self.indices)).encode()).hexdigest()
 
+    def prefixes(self) -> tuple[str, ...]:
+        """Return the first 16 digits of the sha256 of the first 1, 2, 4, 8, ... indices.
+
+        Two orders of different lengths agree as far as the shorter one goes exactly if these agree as far as it goes.
+        """
+        found, count = [], 1
+        while count <= len(self.indices):
+            text = ",".join(map(str, self.indices[:count]))
+            found.append(hashlib.sha256(text.encode()).hexdigest()[:16])
+            count *= 2
+        return tuple(found)
+
     def tokens(self) -> list[int]:
         """Return the tokens seen after 0, 1, 2, ... steps, padding not counted."""
         seen = [0]

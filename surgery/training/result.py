@@ -93,6 +93,7 @@ class FitResult:
         clip_norms: norm of all gradients before clipping, for each step.
         losses: training loss of each step, in nats.
         order_hash: sha256 of the indices of the training examples in the order they were seen.
+        order_prefixes: of the first 1, 2, 4, ... of them, to compare runs of different lengths.
         groups: the optimizer's groups.
         seconds: wall time of the whole call, evaluations included; of a resumed run, of the last call.
         diverged_at: the first step whose loss is not finite; training stopped there.
@@ -114,6 +115,7 @@ class FitResult:
     diverged_at: int | None = None
     flops: Mapping[str, int] = field(default_factory=dict)
     first_batch: FirstBatch | None = None
+    order_prefixes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON; numbers that are not finite become None."""

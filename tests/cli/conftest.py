@@ -142,7 +142,8 @@ def data(tmp_path: Path) -> Path:
     folder.mkdir()
     for split, size in (("train", 24), ("validation", 8), ("test", 8)):
         rows = [
-            f"the film {index} was {('bad', 'good')[index % 2]},{('neg', 'pos')[index % 2]}" for index in range(size)
+            f"the {split} film {index} was {('bad', 'good')[index % 2]},{('neg', 'pos')[index % 2]}"
+            for index in range(size)
         ]
         (folder / f"{split}.csv").write_text("text,label\n" + "\n".join(rows) + "\n", "utf-8")
     return folder

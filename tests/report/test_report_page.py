@@ -45,7 +45,9 @@ def test_every_number_of_every_csv_file_stands_in_the_report(comparison: Compari
         "curves",
         "learning_rates",
         "matrices",
+        "readings",
         "runs",
+        "search",
         "weights",
     ]
     for path in files:

@@ -90,6 +90,8 @@ def make_record(cell: Cell, items: int = 800, classes: int = 8, **changes: Any) 
                 "step": step,
                 "train_loss": None if step == 0 else validation + 1.1 * float(np.exp(-step / 60)) - 0.05,
                 "validation_loss": validation + (2.08 - validation) * float(np.exp(-step / 60)),
+                "tokens": step * 98_000 // 240,
+                "validation_metric": accuracy * (1 - float(np.exp(-(step + 20) / 60))),
             }
             for step in steps
         ],
@@ -131,9 +133,12 @@ def make_record(cell: Cell, items: int = 800, classes: int = 8, **changes: Any) 
         },
         "budget": {"examples": 3840, "tokens": 98_000 + cell.seed, "updates": 240},
         "hashes": {
-            name: hashlib.sha256(f"{name}{cell.seed if name in ('order', 'head') else ''}".encode()).hexdigest()
-            for name in ("base", "tokenizer", "data", "order", "head")
+            name: hashlib.sha256(
+                f"{name}{cell.seed if name in ('order', 'head', 'start') else ''}".encode()
+            ).hexdigest()
+            for name in ("base", "tokenizer", "data", "data.validation", "data.test", "order", "head", "start")
         },
+        "conditions": make_conditions(cell, size),
         "majority": {
             "label": 3,
             "shares": [0.1, 0.1, 0.1, 0.35, 0.1, 0.1, 0.1, 0.05],
@@ -157,6 +162,26 @@ def make_record(cell: Cell, items: int = 800, classes: int = 8, **changes: Any) 
     if cell.weights:
         record["weights"] = [make_matrix(layer, rank) for layer in range(6) for rank in RANKS.get(cell.arm, ())]
     return {**record, **changes}
+
+
+def make_conditions(cell: Cell, size: int) -> dict[str, Any]:
+    """What a run was trained under, as `surgery.study.conditions` says it."""
+    head = {"name": r"head\..*", "parameters": HEAD, "learning_rate": 5e-3, "weight_decay": 0.01}
+    rest = {"name": "rest", "parameters": size, "learning_rate": cell.rate, "weight_decay": 0.01}
+    plain = {**rest, "name": "rest, without decay", "weight_decay": 0.0}
+    return {
+        "dropout": "0.1 in 25 modules, hidden_dropout_prob 0.1",
+        "adapter_dropout": [0.05] if cell.arm == "lora" else [],
+        "scales": [2.0] if cell.arm == "lora" else [],
+        "groups": [head, plain if cell.arm == "bias" else rest],
+        "max_grad_norm": 1.0,
+        "gradient_norm": 3.25,
+        "clipped": 0.75,
+        "scored_at": 240,
+        "order": [hashlib.sha256(f"{cell.seed} {power}".encode()).hexdigest()[:16] for power in range(12)],
+        "shared_rows": {"train & validation": 0, "train & test": 0, "validation & test": 0},
+        "rows": {"train": 4096, "validation": 500, "test": 800},
+    }
 
 
 def make_matrix(layer: int, rank: int) -> dict[str, Any]:

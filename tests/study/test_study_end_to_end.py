@@ -7,128 +7,19 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tiny import bert_study
 
 from surgery.errors import PlanError, SpecError
-from surgery.registry import Registry, load_registry
+from surgery.registry import Registry
 from surgery.report import build_report
-from surgery.study import Comparison, StudySpec, compare
+from surgery.study import Comparison, compare
 from surgery.study.cells import Cell
 from surgery.study.predicted import apart
 from surgery.study.results import without_timings
 from surgery.study.turns import take_turns
 from surgery.training import Session
-
-WORDS = [
-    "the",
-    "a",
-    "good",
-    "bad",
-    "fine",
-    "poor",
-    "film",
-    "book",
-    "plot",
-    "scene",
-    "was",
-    "is",
-    "very",
-    "not",
-    "really",
-    "great",
-    "awful",
-    "slow",
-    "bright",
-    "dull",
-]
-HEAD = {"head": [{"role": r"head\..*", "adapter": "full"}], "head_learning_rate": 5e-3}
-
-
-def write_rows(path: Path, count: int, start: int) -> None:
-    rows = []
-    for index in range(start, start + count):
-        words = [WORDS[(index * 7 + place * 3) % len(WORDS)] for place in range(4 + index % 5)]
-        words.insert(index % 3, "great" if index % 2 else "awful")
-        rows.append({"text": " ".join(words), "label": "good" if index % 2 else "bad"})
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def save_tokenizer(folder: Path, special: list[str], **names: str) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {word: index for index, word in enumerate([*special, *WORDS])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=names["unk_token"]))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=32, **names).save_pretrained(folder)
-
-
-@pytest.fixture(scope="module")
-def registry() -> Registry:
-    return load_registry()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("data")
-    splits = {"train": (120, 0), "validation": (40, 500), "test": (60, 900)}
-    for name, (count, start) in splits.items():
-        write_rows(folder / f"{name}.jsonl", count, start)
-    return {name: str(folder / f"{name}.jsonl") for name in splits}
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
-    import torch
-    from transformers import BertConfig, BertModel
-
-    folder = tmp_path_factory.mktemp("models") / "bert"
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=32,
-    )  # fmt: skip
-    BertModel(config).save_pretrained(folder)
-    save_tokenizer(folder, ["[PAD]", "[UNK]"], unk_token="[UNK]", pad_token="[PAD]")
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def gpt2(tmp_path_factory: pytest.TempPathFactory) -> str:
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    folder = tmp_path_factory.mktemp("models") / "gpt2"
-    torch.manual_seed(0)
-    config = GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2, n_positions=32, bos_token_id=0, eos_token_id=0)
-    GPT2LMHeadModel(config).save_pretrained(folder)
-    save_tokenizer(folder, ["<end>", "<unk>"], unk_token="<unk>", eos_token="<end>")
-    return str(folder)
-
-
-def bert_study(model: str, data: dict[str, str], **changes: Any) -> StudySpec:
-    keys: dict[str, Any] = {
-        "name": "tiny-bert",
-        "model": model,
-        "task": {"kind": "text-classification", "max_length": 24},
-        "data": data,
-        "training": {"steps": 8, "batch_size": 8, "evaluate_every": 4},
-        "seeds": [1, 2],
-        **HEAD,
-        "arms": {
-            "full": {"rules": [{"role": ".*", "adapter": "full"}], "learning_rate": 3e-3},
-            "lora": {
-                "rules": [{"role": r"attention\..*", "adapter": "lora", "rank": 2}],
-                "learning_rate": [1e-3, 1e-2],
-            },
-        },
-        "reference": "full",
-        "margin": 0.02,
-        "resamples": 1000,
-    }
-    return StudySpec(**{**keys, **changes})
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,97 @@
+"""What is wrong with a study or its folder is told in words that say what to do, and nothing is lost.
+
+SURGERY_REGENERATE_GOLDEN=1 rewrites golden/bad-*.txt.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stub import Stub, text_registry
+from synthetic import make_study
+from test_adversarial import pinned
+from tiny import bert_study
+
+from surgery.engine.scheduler import InProcess
+from surgery.errors import SurgeryError
+from surgery.registry import Registry
+from surgery.study import Comparison, StudySpec, compare
+from surgery.study.results import RESULTS, Results
+
+FULL = {"rules": [{"role": ".*", "adapter": "full"}], "learning_rate": 3e-3}
+
+
+def run(folder: Path, study: StudySpec | None = None) -> Comparison:
+    stub = Stub(folder.parent / "log")
+    with stub.installed():
+        return compare(study or make_study(3), folder, registry=text_registry(), engine=InProcess())
+
+
+def refused(name: str, folder: Path, study: StudySpec | None = None) -> None:
+    """Assert that the study is refused in the golden words, and that not a byte of the folder changes."""
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with pytest.raises(SurgeryError) as caught:
+        run(folder, study)
+    text = re.sub(r"\b[0-9a-f]{8,}\b", "<hash>", str(caught.value).replace(str(folder), "DIR"))
+    pinned(f"bad-{name}", f"{text}\n")
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+@pytest.fixture
+def done(tmp_path: Path) -> Path:
+    return run(tmp_path / "study").folder
+
+
+def test_a_torn_last_line_is_dropped_run_again_and_told(done: Path) -> None:
+    path = done / RESULTS
+    whole = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    path.write_bytes(path.read_bytes()[:-40])
+    comparison = run(done)
+    pinned("bad-torn-line", f"{comparison.note}\n")
+    assert [record["key"] for record in comparison.records] == [record["key"] for record in whole]
+
+
+def test_a_damaged_line_in_the_middle(done: Path) -> None:
+    path = done / RESULTS
+    lines = path.read_text("utf-8").splitlines(keepends=True)
+    path.write_text("".join([*lines[:3], lines[3][:100] + "\n", *lines[4:]]), encoding="utf-8")
+    refused("damaged-line", done)
+
+
+def test_another_study_in_the_folder(done: Path) -> None:
+    refused("another-study", done, make_study(3, margin=0.02))
+
+
+def test_a_line_of_another_study(done: Path, tmp_path: Path) -> None:
+    other = run(tmp_path / "other", make_study(3, training={"steps": 120, "batch_size": 16}))
+    line = (other.folder / RESULTS).read_text("utf-8").splitlines(keepends=True)[4]
+    with (done / RESULTS).open("a") as file:
+        file.write(line)
+    refused("line-of-another-study", done)
+
+
+def test_a_folder_in_use(done: Path) -> None:
+    identity = json.loads((done / "study.json").read_text("utf-8"))
+    with Results.opened(done, identity):
+        refused("in-use", done)
+
+
+@pytest.mark.parametrize(
+    ("name", "rules"),
+    [
+        ("matches-nothing", [{"role": "attention.qeury", "adapter": "lora", "rank": 2}]),
+        ("all-taken-by-the-head", [{"role": r"head\.classifier", "adapter": "lora", "rank": 2}]),
+    ],
+)
+def test_an_arm_whose_plan_is_empty(
+    name: str, rules: list[dict[str, Any]], bert: str, data: dict[str, str], registry: Registry, tmp_path: Path
+) -> None:
+    study = bert_study(bert, data, arms={"full": FULL, "empty": {"rules": rules, "learning_rate": 1e-3}})
+    with pytest.raises(SurgeryError) as caught:
+        compare(study, tmp_path / "out", registry=registry, workers=1)
+    pinned(f"bad-plan-{name}", f"{caught.value}\n")
+    assert not (tmp_path / "out" / RESULTS).exists()
