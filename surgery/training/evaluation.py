@@ -14,6 +14,7 @@ import torch
 from surgery.errors import Problem, StateError, TrainingError, nearest
 from surgery.training.collate import length
 from surgery.training.result import Progress
+from surgery.training.world import processes, share_items, shared_batches
 
 if TYPE_CHECKING:
     from surgery.operation import Operation
@@ -49,7 +50,10 @@ class Evaluation:
 def evaluate(
     session: Session, split: str, model: Any = None, *, limit: int | None = None, progress: Progress | None = None
 ) -> Evaluation:
-    """Evaluate `model` (the session's own by default) on `split`. Draws nothing, changes nothing."""
+    """Evaluate `model` (the session's own by default) on `split`. Draws nothing, changes nothing.
+
+    Of several processes each computes some of the batches, which are those of one process: so are the numbers.
+    """
     start = time.perf_counter()
     model = session.model if model is None else model
     batches = _batches(session, split, limit)
@@ -59,18 +63,22 @@ def evaluate(
         items |= {"prediction": np.zeros(count, dtype=np.int64), "label": np.zeros(count, dtype=np.int64)}
     done = 0
     with inference(session, model):
-        for indices, batch in batches:
+        for number, is_wanted in shared_batches(len(batches)):
+            indices, batch = batches[number]
             labels = batch["labels"]
             output = _forward(model, batch)
+            if not is_wanted:
+                continue
             loss, units = session.task.losses(output, labels.to(output.device))
             items["loss"][indices] = loss.double().cpu().numpy()
             items["units"][indices] = units.cpu().numpy()
             if session.labels:
                 items["prediction"][indices] = output.argmax(dim=-1).cpu().numpy()
                 items["label"][indices] = labels.numpy()
-            done += len(indices)
+            done = min(count, done + len(indices) * processes())
             if progress is not None:
                 progress(done, count, f"evaluating {split}")
+    share_items(items, next(model.parameters()).device)
     return Evaluation(split, session.task.score(items), items, time.perf_counter() - start)
 
 

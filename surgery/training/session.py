@@ -21,8 +21,9 @@ from surgery.training.heads import draw_heads
 from surgery.training.models import LoadedModel, load_model
 from surgery.training.table import Table
 from surgery.training.trained import refuse_untrained
+from surgery.training.world import is_sharded, launcher_aside
 
-__all__ = ["Session", "prepare"]
+__all__ = ["Session", "prepare", "training_device"]
 
 
 @dataclass
@@ -125,14 +126,16 @@ def prepare(
     options = task.options.model_validate(dict(spec.task.options))
     loaded = load_data(spec.data, task.columns, registry, override=data, limit=limit)
     labels = _labels(task, loaded, options)
-    pretrained = load_model(ref, task.auto_class, registry, seed=seed, labels=labels)
+    with launcher_aside():
+        pretrained = load_model(ref, task.auto_class, registry, seed=seed, labels=labels)
     planned = plan(spec, pretrained.model, registry=registry)
     refuse_untrained(pretrained.new_parameters, planned, registry, pretrained.model)
     examples = _encode(task, loaded, pretrained.tokenizer, labels, options)
     _check_lengths(pretrained.model, examples)
     _check_vocabulary(pretrained, examples)
     hashes = _hashes(pretrained, loaded)
-    pretrained.model.to(_device())
+    if not is_sharded():  # what no device holds stays in main memory; its shards go to the devices
+        pretrained.model.to(training_device())
     return Session(
         spec=spec,
         registry=registry,
@@ -213,7 +216,7 @@ def _hashes(pretrained: LoadedModel, loaded: LoadedData) -> dict[str, str]:
     }
 
 
-def _device() -> torch.device:
+def training_device() -> torch.device:
     """Return where to train: this process's GPU where there is one."""
     forced = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     if forced or not torch.cuda.is_available():
