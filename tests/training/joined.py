@@ -78,6 +78,18 @@ def by_hand_job(registry: Registry, spec: Spec, data: str) -> dict[str, Any]:
     held = dict(twin.named_parameters(remove_duplicate=False))
     base = {name: tensor.clone() for name, tensor in _base(session.model)}
     found["base"] = all(torch.equal(whole(held[name]), tensor) for name, tensor in base.items() if name in held)
+    parts = {name: held[name] for name in operation.trainable()}
+    optimizer = torch.optim.AdamW(parts.values(), lr=1e-2)
+    twin(**batch).logits.square().mean().backward()
+    optimizer.step()
+    with torch.no_grad():
+        for name, tensor in operation.trainable().items():
+            tensor.copy_(parts[name].full_tensor())
+        twin.reshard()
+        operation.merge()
+        found["merged"] = float((session.model(**batch).logits - twin(**batch).logits).abs().max())
+        operation.unmerge()
+        expected = session.model(**batch).logits
     fully_shard(session.model, mesh=mesh)
     with torch.no_grad():
         found["itself"] = torch.equal(session.model(**batch).logits, expected)
