@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from surgery.planning import sites as sites
     from surgery.planning.headers import read_config as read_config
     from surgery.registry import DataSource as DataSource
+    from surgery.registry import Generation as Generation
     from surgery.registry import ModelSource as ModelSource
     from surgery.registry import Registry as Registry
     from surgery.registry import Rows as Rows
@@ -61,6 +62,7 @@ _DOOR = {
     "DataSource": "surgery.registry",
     "Edit": "surgery.planning",
     "Factors": "surgery.adapter.factors",
+    "Generation": "surgery.registry",
     "MergeRecord": "surgery.operation",
     "ModelSource": "surgery.registry",
     "Operation": "surgery.operation",

@@ -1,11 +1,14 @@
-"""Text classification: one text, or a pair of texts, and one label."""
+"""Text classification: one text, or a pair of texts, and one label; text regression: one number."""
 
-from surgery import hookimpl
+from typing import Any
+
+from surgery import TaskType, hookimpl
+from surgery_text_classification.regression import TextRegression
 from surgery_text_classification.task import TextClassification
 
-__all__ = ["TextClassification"]
+__all__ = ["TextClassification", "TextRegression"]
 
 
 @hookimpl
-def surgery_tasks() -> list[TextClassification]:
-    return [TextClassification()]
+def surgery_tasks() -> list[TaskType[Any]]:
+    return [TextClassification(), TextRegression()]

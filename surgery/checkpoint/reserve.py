@@ -6,6 +6,7 @@ from pathlib import Path
 
 from surgery.checkpoint.disk import Disk
 from surgery.checkpoint.failures import told
+from surgery.checkpoint.sizes import size_text
 from surgery.errors import DiskError
 
 __all__ = ["Reserve"]
@@ -31,7 +32,7 @@ class Reserve:
         if free < 0:
             raise DiskError("the file system is read-only", str(self._where), "choose another folder")
         if free + self._left < size + beside:
-            what = f"the disk has {_bytes(free)} free, and {_bytes(size + beside)} are needed"
+            what = f"the disk has {size_text(free)} free, and {size_text(size + beside)} are needed"
             raise DiskError(what, str(self._where), "free some space, or choose another disk; nothing was written")
         with told(self._where, "nothing was written"):
             if self._file < 0:
@@ -55,12 +56,3 @@ class Reserve:
     def handles(self) -> list[int]:
         """What is open."""
         return [self._file] if self._file >= 0 else []
-
-
-def _bytes(count: int) -> str:
-    size = float(count)
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError

@@ -18,6 +18,7 @@ from surgery.checkpoint.failures import told
 from surgery.checkpoint.receipt import read_receipt
 from surgery.checkpoint.record import KEY, MergedRecord
 from surgery.checkpoint.weights import Weights
+from surgery.engine import cores
 from surgery.errors import CheckpointError, DriftError, Problem
 from surgery.planning.headers import TensorHeader
 from surgery.registry import Registry, load_registry
@@ -175,5 +176,5 @@ def hashes(weights: Weights, jobs: int | None) -> dict[str, str]:
         return digest.hexdigest()
 
     headers = sorted(weights.headers.values(), key=lambda header: (header.file.name, header.start))
-    with ThreadPoolExecutor(jobs or min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(jobs or min(4, cores())) as pool:
         return dict(zip((header.name for header in headers), pool.map(one, headers), strict=True))

@@ -30,6 +30,7 @@ from surgery.checkpoint.stream import Stream, Tell
 from surgery.checkpoint.transaction import Transaction
 from surgery.checkpoint.units import Unit, units_of
 from surgery.checkpoint.weights import Weights
+from surgery.engine import cores
 from surgery.errors import CheckpointError, DriftError, StateError
 from surgery.operation import MergeRecord
 
@@ -81,7 +82,7 @@ class Manner:
 
     @property
     def threads(self) -> int:
-        return self.jobs or min(4, len(os.sched_getaffinity(0)))
+        return self.jobs or min(4, cores())
 
 
 @dataclass(frozen=True)

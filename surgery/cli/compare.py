@@ -28,6 +28,18 @@ def compare(
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="DIR", help="The results folder; new, empty, or this study's.")
     ],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="DATA",
+            help="train=FILE,test=FILE, perhaps validation=FILE, in place of the study's data, whose columns and limits"
+            " stay.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="MODEL", help="A folder or name, in place of the study's model.")
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option("--workers", metavar="N", min=1, help="Processes side by side; else by cores and memory."),
@@ -42,8 +54,9 @@ def compare(
     from surgery.cli.progress import progress
     from surgery.errors import TrainingError
 
+    given = _given(data, model)
     registry = call.registry()
-    found = read_study(study, registry)
+    found = read_study(study, registry).on(**given)
     from surgery.study import compare as run  # the slow import comes after the study is known to be valid
 
     try:
@@ -59,6 +72,18 @@ def compare(
     page = build_report(out)
     call.answer(_plain(comparison, page), f"{comparison}\n\nresults {out}\nreport  {page}")
     call.next_step(f"open {shell(page)} in a browser")
+
+
+def _given(data: str | None, model: str | None) -> dict[str, Any]:
+    """Return what takes the place of a study's own model and data."""
+    from surgery.cli.train import parse_data
+    from surgery.errors import DataError
+
+    splits = None if data is None else parse_data(data)
+    if isinstance(splits, str):
+        what = f"{splits!r} is one file or folder, and a study has a test split of its own"
+        raise DataError(what, "--data", "write train=FILE,test=FILE, perhaps validation=FILE")
+    return {"data": splits, "model": model}
 
 
 def _plain(comparison: Comparison, page: Path) -> dict[str, Any]:

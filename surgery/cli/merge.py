@@ -92,8 +92,9 @@ def merge(
     The new folder appears complete or not at all. The same merge again does nothing; BASE is only read, unless it is to
     be replaced.
     """
+    from surgery.checkpoint.sizes import size_text
     from surgery.cli.progress import progress
-    from surgery.cli.weights import announcing, foretold_text, in_bytes, report_text, size_text, whole_or_not
+    from surgery.cli.weights import announcing, foretold_text, in_bytes, report_text, whole_or_not
 
     registry = call.registry()
     factors = dict(map(_factor, weights or ()))

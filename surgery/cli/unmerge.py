@@ -40,8 +40,9 @@ def unmerge(
     Merged weights, adapters and residue are checked before, and the result after. A single changed bit in any of them
     is an error, and nothing is written.
     """
+    from surgery.checkpoint.sizes import size_text
     from surgery.cli.progress import progress
-    from surgery.cli.weights import announcing, in_bytes, report_text, size_text, whole_or_not
+    from surgery.cli.weights import announcing, in_bytes, report_text, whole_or_not
 
     registry = call.registry()
     from surgery.checkpoint.merge import unmerge_checkpoint

@@ -25,7 +25,7 @@ def verify(
 
     Exit code 7 says that something was changed. Without a receipt and a base, headers and index are checked.
     """
-    from surgery.cli.weights import size_text
+    from surgery.checkpoint.sizes import size_text
 
     registry = call.registry()
     from surgery.checkpoint.verify import verify_checkpoint

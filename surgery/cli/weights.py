@@ -1,4 +1,4 @@
-"""What the verbs on checkpoints share: sizes in words, progress in bytes, and the table of a report."""
+"""What the verbs on checkpoints share: progress in bytes, and the table of a report."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from surgery.checkpoint.sizes import size_text
 from surgery.cli.call import Call
 
 if TYPE_CHECKING:
@@ -21,20 +22,6 @@ _ROWS = 12
 _WARM = 0.5
 """Seconds before which bytes in a second mean nothing."""
 _HEAD = ("tensor", "|dW|/|W|", "lost", "unmoved")
-
-
-def size_text(count: int) -> str:
-    """Return a number of bytes in words.
-
-    >>> size_text(1_500_000)
-    '1.5 MB'
-    """
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 def in_bytes(tell: Tell | None, what: str) -> Callable[[int, int, str], None] | None:

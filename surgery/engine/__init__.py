@@ -6,6 +6,6 @@ Studies send their cells, and merges of checkpoints their shards, through the on
 from __future__ import annotations
 
 from surgery.engine.cluster import RayCluster
-from surgery.engine.scheduler import InProcess, LocalPool, Scheduler, Titled, local_engine, named, width
+from surgery.engine.scheduler import InProcess, LocalPool, Scheduler, Titled, cores, local_engine, named, width
 
-__all__ = ["InProcess", "LocalPool", "RayCluster", "Scheduler", "Titled", "local_engine", "named", "width"]
+__all__ = ["InProcess", "LocalPool", "RayCluster", "Scheduler", "Titled", "cores", "local_engine", "named", "width"]

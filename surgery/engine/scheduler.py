@@ -22,6 +22,7 @@ __all__ = [
     "ResultT",
     "Scheduler",
     "Titled",
+    "cores",
     "local_engine",
     "named",
     "one_thread",
@@ -147,9 +148,13 @@ def local_engine(jobs: int, workers: int | None, bytes_per_job: int) -> Schedule
 
 def width(jobs: int, bytes_per_job: int) -> int:
     """Return how many processes fit: at most the jobs, the cores this process may use, and 80 % of the free memory."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     fitting = int(0.8 * _free_bytes() // max(bytes_per_job, 1))
-    return max(1, min(jobs, cores, fitting))
+    return max(1, min(jobs, cores(), fitting))
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def _free_bytes() -> int:

@@ -2,6 +2,7 @@
 
 from surgery.registry.checks import check_adapter_type
 from surgery.registry.contracts import DataSource, ModelSource, Rows, TaskType
+from surgery.registry.generation import Generation
 from surgery.registry.hooks import hookimpl
 from surgery.registry.load import load_registry
 from surgery.registry.registry import Provenance, Registered, Registry
@@ -10,6 +11,7 @@ from surgery.registry.twins import Twin, Twins
 
 __all__ = [
     "DataSource",
+    "Generation",
     "ModelSource",
     "Provenance",
     "Registered",

@@ -54,6 +54,11 @@ def check_task_type(value: TaskType[Any], provenance: Provenance) -> None:
     check_named(value, provenance)
     who = f"task {value.name!r} of {provenance}"
     _check_defaults(_options(value, who), who)
+    if value.metrics and value.metrics.get(value.metric) is not value.greater_is_better:
+        raise PluginError(
+            f"{who}: metrics does not hold the primary metric {value.metric!r} with its direction",
+            hint=f"metrics = {{{value.metric!r}: {value.greater_is_better}, ...}}",
+        )
 
 
 def _options(value: AdapterType[Any] | TaskType[Any], who: str) -> type[Options]:

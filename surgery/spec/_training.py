@@ -47,12 +47,24 @@ class TrainingSpec(StrictModel):
     gradient_accumulation: _Count = Field(default=1, description="Forward passes per optimizer step.")
     learning_rate: float = Field(gt=0, description="Peak learning rate.")
     weight_decay: float = Field(default=0.01, ge=0, description="Decoupled weight decay.")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's decay of the mean of gradients.")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW's decay of the mean of squared gradients.")
+    epsilon: float = Field(default=1e-8, gt=0, description="What AdamW adds to the root of squared gradients.")
     warmup: float = Field(default=0.1, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
+    warmup_steps: _Count | None = Field(
+        default=None, description="The same as a number of steps; null means the share counts."
+    )
     schedule: Literal["linear", "cosine", "constant"] = Field(
         default="linear", description="The learning rate after warm-up."
     )
     max_grad_norm: float | None = Field(
         default=1.0, gt=0, description="Gradients are clipped to this norm; null means never."
+    )
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of the target that is spread evenly over all classes or tokens."
+    )
+    base_dropout: bool = Field(
+        default=True, description="False switches the base model's own dropout off; that of adapters stays on."
     )
     evaluate_every: _Count | None = Field(
         default=None, description="Steps between evaluations; null means at the end only."
@@ -72,8 +84,11 @@ class TrainingSpec(StrictModel):
 
     @classmethod
     def _cross_check(cls, data: Mapping[str, Any], context: Any) -> list[InitErrorDetails]:
+        lines = []
         given = [key for key in ("steps", "epochs") if data.get(key) is not None]
-        if len(given) == 1:
-            return []
-        what = "has both 'steps' and 'epochs'" if given else "needs 'steps' or 'epochs'"
-        return [said(f"training {what}", "give exactly one of them, for example steps: 1000")]
+        if len(given) != 1:
+            what = "has both 'steps' and 'epochs'" if given else "needs 'steps' or 'epochs'"
+            lines.append(said(f"training {what}", "give exactly one of them, for example steps: 1000"))
+        if data.get("warmup_steps") is not None and "warmup" in data:
+            lines.append(said("training has both 'warmup' and 'warmup_steps'", "give one of them"))
+        return lines

@@ -30,7 +30,7 @@ class Measure:
         items: number of test items n.
         points: arm -> value for each seed, (seeds,).
         draws: arm -> value on resampled items, (resamples, seeds); all arms share their draws.
-        right: arm -> which items were answered right, (seeds, items), for labelled tasks.
+        right: arm -> which items were answered right, (seeds, items); None where items are more than right or wrong.
     """
 
     items: int
@@ -67,10 +67,10 @@ def measure(
     shape = (len(arms), len(seeds))
     by_arm = points.reshape(shape)
     drawn = draws.reshape(len(draws), *shape)
-    right = None
-    if all("prediction" in items and "label" in items for items in flat):
-        hits = np.array([items["prediction"] == items["label"] for items in flat]).reshape(*shape, count)
-        right = {arm: hits[index] for index, arm in enumerate(arms)}
+    right, hits = None, _hits(flat, metric)
+    if hits is not None:
+        by_run = hits.reshape(*shape, count)
+        right = {arm: by_run[index] for index, arm in enumerate(arms)}
     return Measure(
         count,
         {arm: by_arm[index] for index, arm in enumerate(arms)},
@@ -150,10 +150,24 @@ def _values(
 
 def _ratio(flat: Sequence[Items], metric: str) -> tuple[Floats, Floats] | None:
     """Return what each run earned on each item and what each item weighs, for metrics known to be their ratio."""
-    if metric == "accuracy" and all("prediction" in items for items in flat):
-        hits = np.array([items["prediction"] == items["label"] for items in flat], dtype=np.float64)
-        return hits, np.ones(hits.shape[1])
     if metric == "loss":
         losses = np.array([items["loss"] for items in flat], dtype=np.float64)
         return losses, np.asarray(flat[0]["units"], dtype=np.float64)
+    if all(metric in items for items in flat):
+        values = np.array([items[metric] for items in flat], dtype=np.float64)
+        return values, np.ones(values.shape[1])
+    if metric == "accuracy" and all("prediction" in items for items in flat):
+        hits = np.array([items["prediction"] == items["label"] for items in flat], dtype=np.float64)
+        return hits, np.ones(hits.shape[1])
+    return None
+
+
+def _hits(flat: Sequence[Items], metric: str) -> NDArray[np.bool_] | None:
+    """Return which items each run got right, (runs, items); None where an item is more than right or wrong."""
+    if all("prediction" in items and "label" in items for items in flat):
+        return np.array([items["prediction"] == items["label"] for items in flat], dtype=np.bool_)
+    if all(metric in items for items in flat):
+        values = np.array([items[metric] for items in flat], dtype=np.float64)
+        if np.isin(values, (0.0, 1.0)).all():
+            return np.array(values == 1, dtype=np.bool_)
     return None

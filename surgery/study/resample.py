@@ -12,7 +12,7 @@ __all__ = ["Floats", "Items", "resampled_ratios", "resampled_scores"]
 
 Floats: TypeAlias = NDArray[np.float64]
 Items: TypeAlias = Mapping[str, NDArray[np.generic]]
-"""Per-item arrays of one run, each of shape (items,): `loss`, `units`, and for labelled tasks `prediction`, `label`."""
+"""Per-item arrays of one run, each of shape (items,): `loss`, `units`, and what the task's metrics need."""
 
 _CELLS_AT_ONCE = 4_000_000  # 32 MB of indices: larger blocks only miss the cache
 

@@ -94,7 +94,7 @@ def run_cell(cell: Cell, folder: Path, registry: Registry) -> CellRecord:
         record = _trained(cell, session, known, folder)
     else:
         validation = evaluate(session, "validation").metrics
-        record = _record(cell, session, validation, evaluate(session, "test"), None)
+        record = _record(cell, session, validation, evaluate(session, "test", generate=True), None)
     if known is not None:
         after = record["forgetting"]["after"] if record["forgetting"] else before
         record["forgetting"] = Lost(before=before, after=after)
@@ -115,7 +115,8 @@ def _trained(cell: Cell, session: Session, known: Session | None, folder: Path) 
     snapshot = Snapshot(session.model)
     with operate(session.model, session.plan, registry=session.registry) as operation:
         result = fit(session, operation, cell.spec.training, seed=cell.seed)
-        record = _record(cell, session, _validation(session, result), evaluate(session, "test"), result)
+        test = evaluate(session, "test", generate=True)
+        record = _record(cell, session, _validation(session, result), test, result)
         if known is not None:
             after = _loss(evaluate(known, _known_split(known)))
             record["forgetting"] = Lost(before=None, after=after)
@@ -134,7 +135,7 @@ def _validation(session: Session, result: FitResult) -> Mapping[str, float]:
     """Return the validation metrics after the last step, which training has measured already."""
     last = result.history[-1] if result.history else None
     if last is not None and last.step == result.updates:
-        return {session.task.metric: last.validation_metric, "loss": last.validation_loss}
+        return {session.metric: last.validation_metric, "loss": last.validation_loss}
     from surgery.training.fit import evaluate
 
     return evaluate(session, "validation").metrics
@@ -224,7 +225,7 @@ def _record(
         learning_rate=cell.rate,
         trains=cell.trains,
         plan=plan.hash if cell.trains else "",
-        metric={"name": session.task.metric, "greater_is_better": session.task.greater_is_better},
+        metric={"name": session.metric, "greater_is_better": session.greater_is_better},
         validation=_metrics(validation),
         test=None if test is None else _metrics(test.metrics),
         test_reads=0 if test is None else 1,
@@ -324,7 +325,8 @@ def _majority(session: Session, test: Evaluation) -> Majority | None:
     """Return what always answering the most frequent training class scores; None for tasks without labels."""
     import numpy as np
 
-    if not session.labels or "label" not in test.items:
+    classes = session.labels and all(isinstance(row["labels"], int) for row in session.examples["train"])
+    if not classes or "label" not in test.items:
         return None
     counts = np.bincount(_labels(session.examples["train"]), minlength=len(session.labels))
     shares = counts / counts.sum()

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import InitErrorDetails
@@ -149,6 +149,18 @@ class StudySpec(StrictModel):
     def hash(self) -> str:
         """sha256 of the canonical JSON."""
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+    def on(self, *, data: Mapping[str, str] | None = None, model: str | None = None) -> Self:
+        """Return the same study of other files (split -> path; columns and limits stay), or of another model.
+
+        Raises:
+            SpecError: there is no test file among them.
+        """
+        changes: dict[str, Any] = {} if model is None else {"model": model}
+        if data is not None:
+            kept = {key: getattr(self.data, key) for key in ("columns", "limit") if key in self.data.model_fields_set}
+            changes["data"] = {**data, **kept}
+        return type(self)(**{**{key: getattr(self, key) for key in self.model_fields_set}, **changes})
 
     def looks_at(self, seed: int) -> bool:
         """Whether it is measured what changed in the weights of a final run on `seed`."""

@@ -12,7 +12,7 @@ from surgery.study.verdict import ENOUGH_SEEDS
 
 __all__ = ["Unit", "sentence", "unit_of"]
 
-_PERCENT = frozenset({"accuracy", "macro_f1", "f1", "exact_match", "matthews", "pearson"})
+_PERCENT = frozenset({"accuracy", "macro_f1", "f1", "em", "exact_match", "matthews", "pearson", "rouge_l", "spearman"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,14 +19,17 @@ def length(example: Example) -> int:
 
 
 class Collator:
-    """Pads the lists of examples on the right: ids with the padding token, labels with -100, anything else with 0."""
+    """Pads the lists of examples on the right: ids with the padding token, labels with -100, anything else with 0.
+
+    Keys that begin with `_` are the task's own, and no tensors.
+    """
 
     def __init__(self, pad_token_id: int) -> None:
         self._filler = {"input_ids": pad_token_id, "labels": _IGNORED}
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Return each key of the examples as a tensor: (batch, longest) of lists, (batch,) of numbers."""
-        return {key: self._tensor(key, [example[key] for example in examples]) for key in examples[0]}
+        return {key: self._tensor(key, [example[key] for example in examples]) for key in examples[0] if key[0] != "_"}
 
     def _tensor(self, key: str, values: list[Any]) -> torch.Tensor:
         if not isinstance(values[0], list):

@@ -1,10 +1,10 @@
-"""Evaluation: batches sorted by length, always the same, and a number for every item in its own place."""
+"""Evaluation: batches sorted by length, always the same, and what the model answers in the examples' own order."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,9 @@ import torch
 
 from surgery.errors import Problem, StateError, TrainingError, nearest
 from surgery.training.collate import length
+from surgery.training.generation import by_item, generates, generation_of, write_texts
 from surgery.training.result import Progress
-from surgery.training.world import processes, share_items, shared_batches
+from surgery.training.world import gathered, processes, shared_batches
 
 if TYPE_CHECKING:
     from surgery.operation import Operation
@@ -36,64 +37,126 @@ class Evaluation:
     Attributes:
         split: which split.
         metrics: metric name -> value; `loss` is in nats.
-        items: per-item arrays in the order of the split's examples: `loss` (sum over the item, nats), `units`
-            (predicted labels or tokens), and for labelled tasks `prediction` and `label`.
+        items: the task's per-item arrays: `loss` (sum over the item, nats), `units` (predicted labels or tokens), for
+            labelled tasks `prediction` and `label`, and whatever else its metrics are made of. Where an item is one
+            example, they are in the order of the split's examples. Where texts were generated, an item is a source,
+            which several examples may share.
         seconds: wall time.
+        texts: (source, text) of what was generated.
     """
 
     split: str
     metrics: Mapping[str, float]
     items: Mapping[str, np.ndarray]
     seconds: float
+    texts: tuple[tuple[str, str], ...] = ()
 
 
 def evaluate(
-    session: Session, split: str, model: Any = None, *, limit: int | None = None, progress: Progress | None = None
+    session: Session,
+    split: str,
+    model: Any = None,
+    *,
+    limit: int | None = None,
+    progress: Progress | None = None,
+    generate: bool = False,
 ) -> Evaluation:
     """Evaluate `model` (the session's own by default) on `split`. Draws nothing, changes nothing.
 
     Of several processes each computes some of the batches, which are those of one process: so are the numbers.
+
+    With `generate`, a task that has the model write texts is scored by them, too; without, by its losses alone.
+
+    Raises:
+        PluginError: the task's items are not what its contract says.
     """
     start = time.perf_counter()
     model = session.model if model is None else model
+    task = session.task
     batches = _batches(session, split, limit)
-    count = sum(len(indices) for indices, _ in batches)
-    items: dict[str, np.ndarray] = {"loss": np.zeros(count), "units": np.zeros(count, dtype=np.int64)}
-    if session.labels:
-        items |= {"prediction": np.zeros(count, dtype=np.int64), "label": np.zeros(count, dtype=np.int64)}
-    done = 0
+    examples = session.examples[split][:limit]
+    loss, units = np.zeros(len(examples)), np.zeros(len(examples), dtype=np.int64)
+    told: dict[str, list[Any]] = {}
     with inference(session, model):
-        for number, is_wanted in shared_batches(len(batches)):
-            indices, batch = batches[number]
-            labels = batch["labels"]
-            output = _forward(model, batch)
-            if not is_wanted:
-                continue
-            loss, units = session.task.losses(output, labels.to(output.device))
-            items["loss"][indices] = loss.double().cpu().numpy()
-            items["units"][indices] = units.cpu().numpy()
-            if session.labels:
-                items["prediction"][indices] = output.argmax(dim=-1).cpu().numpy()
-                items["label"][indices] = labels.numpy()
-            done = min(count, done + len(indices) * processes())
-            if progress is not None:
-                progress(done, count, f"evaluating {split}")
-    share_items(items, next(model.parameters()).device)
-    return Evaluation(split, session.task.score(items), items, time.perf_counter() - start)
+        for indices, sums, counts, columns in gathered(_parts(session, split, model, batches, progress)):
+            loss[indices], units[indices] = sums, counts
+            for name, values in columns.items():
+                column = told.setdefault(name, [None] * len(examples))
+                for index, value in zip(indices, values, strict=True):
+                    column[index] = value
+        answers: dict[str, list[Any]] = {"loss": loss.tolist(), "units": units.tolist(), **told}
+        items = task.items(examples, answers, session.labels, session.options)
+        texts: tuple[tuple[str, str], ...] = ()
+        generation = generation_of(session, split, limit) if generate else None
+        if generation is not None:
+            written = write_texts(session, model, generation, progress, f"generating {split}")
+            items = {**by_item(generation, items), **generation.measure(written)}
+            texts = tuple(zip(generation.sources, written, strict=True))
+    _check_items(session, items)
+    metrics = task.score(items)
+    # A metric of texts is known once there are some.
+    wanted = {"loss"} if generates(task) and generation is None else {session.metric, "loss"}
+    if missing := wanted - metrics.keys():
+        what = f"score returned no {' and no '.join(map(repr, sorted(missing)))}"
+        raise session.registry.failure("task", task.name, what)
+    return Evaluation(split, metrics, items, time.perf_counter() - start, texts)
+
+
+Part = tuple[list[int], np.ndarray, np.ndarray, Mapping[str, Any]]
+"""The indices of a batch's examples, the sums of their losses, the counts, and the task's answers."""
+
+
+def _parts(session: Session, split: str, model: Any, batches: Sequence[Batch], progress: Progress | None) -> list[Part]:
+    """Return what the batches of this process give."""
+    task, examples = session.task, session.examples[split]
+    count = sum(len(indices) for indices, _ in batches)
+    found: list[Part] = []
+    done = 0
+    for number, is_wanted in shared_batches(len(batches)):
+        indices, batch = batches[number]
+        output = _forward(session, model, batch)
+        if not is_wanted:
+            continue
+        sums, counts = task.losses(output, batch["labels"].to(output.device))
+        chosen = [examples[index] for index in indices]
+        answers = task.answers(output, chosen, session.labels, session.options)
+        found.append((indices, sums.double().cpu().numpy(), counts.cpu().numpy(), answers))
+        done = min(count, done + len(indices) * processes())
+        if progress is not None:
+            progress(done, count, f"evaluating {split}")
+    return found
+
+
+def _check_items(session: Session, items: Mapping[str, np.ndarray]) -> None:
+    """Refuse arrays that a study could not draw items from: it would pair one item's loss with another's answer."""
+    shapes = {name: np.shape(array) for name, array in items.items()}
+    if missing := {"loss", "units"} - shapes.keys():
+        raise session.registry.failure("task", session.task.name, f"items returned no {min(missing)!r}")
+    wrong = [f"{name} {shape}" for name, shape in shapes.items() if len(shape) != 1 or shape != shapes["loss"]]
+    if wrong:
+        what = f"items returned arrays of different shapes: loss {shapes['loss']}, {', '.join(wrong)}"
+        raise session.registry.failure("task", session.task.name, what)
 
 
 def logits(session: Session, split: str, limit: int | None = None, model: Any = None) -> list[np.ndarray]:
-    """Return the logits of each of the first `limit` items, float32 and without padding, in the items' order."""
+    """Return the logits of each of the first `limit` examples, float32 and without padding, in their order."""
     model = session.model if model is None else model
     batches = _batches(session, split, limit)
     found: dict[int, np.ndarray] = {}
     with inference(session, model):
         for indices, batch in batches:
-            output = _forward(model, batch).float().cpu().numpy()
+            output = _forward(session, model, batch).float().cpu().numpy()
+            padded = batch["input_ids"].shape[1]
             for row, index in enumerate(indices):
-                tokens = length(session.examples[split][index])
-                found[index] = output[row, :tokens] if output.ndim == 3 else output[row]
+                found[index] = _unpadded(output[row], padded, length(session.examples[split][index]))
     return [found[index] for index in sorted(found)]
+
+
+def _unpadded(logits: np.ndarray, padded: int, tokens: int) -> np.ndarray:
+    """Return one example's logits without padding: a row for each token, a column for each, or neither."""
+    if logits.ndim < 2:
+        return logits
+    return logits[:tokens] if len(logits) == padded else logits[..., :tokens]
 
 
 def refuse_silent(session: Session, operation: Operation, examples: Order, batch_size: int) -> None:
@@ -138,11 +201,10 @@ def _batches(session: Session, split: str, limit: int | None) -> list[Batch]:
     return found
 
 
-def _forward(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def _forward(session: Session, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     device = next(model.parameters()).device
     inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
-    output: torch.Tensor = model(**inputs).logits
-    return output
+    return session.task.logits(model(**inputs), inputs)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from surgery.errors import StateError, TrainingError
 from surgery.operation import Operation
 from surgery.operation.bits import checksum
 from surgery.spec import TrainingSpec
+from surgery.training.dropout import without_dropout
 from surgery.training.evaluation import Evaluation, evaluate, logits, refuse_silent
 from surgery.training.folders import check_seal, disk_errors
 from surgery.training.groups import parameter_groups
@@ -90,6 +91,9 @@ def fit(  # noqa: PLR0913 - everything after the star is optional or named
         order = _order(session, training, seed)
         _agree(session, operation, order)
         trainer = stack.enter_context(_trainer(session, operation, order, groups, arguments, progress, shards))
+        trainer.label_smoothing = training.label_smoothing
+        if not training.base_dropout:
+            stack.enter_context(without_dropout(trainer.computing))
         refuse_silent(session, operation, order, training.batch_size)
         measured = _first_step(trainer, order)
         with _interruptible(trainer):
@@ -174,12 +178,15 @@ def _arguments(session: Session, training: TrainingSpec, folder: Path, seed: int
             run_name=session.spec.name,
             seed=seed % 2**32,
             max_steps=steps,
-            warmup_steps=math.ceil(steps * training.warmup),
+            warmup_steps=_warmup(training, steps),
             use_cpu=device.type == "cpu",
             per_device_train_batch_size=training.batch_size,
             gradient_accumulation_steps=training.gradient_accumulation,
             learning_rate=training.learning_rate,
             weight_decay=training.weight_decay,
+            adam_beta1=training.beta1,
+            adam_beta2=training.beta2,
+            adam_epsilon=training.epsilon,
             lr_scheduler_type=_SCHEDULES[training.schedule],
             max_grad_norm=training.max_grad_norm or 0.0,
             bf16=training.precision == "bf16",
@@ -201,6 +208,15 @@ def _arguments(session: Session, training: TrainingSpec, folder: Path, seed: int
     # One process, one device: DataParallel would call the model's class, not the operated one.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def _warmup(training: TrainingSpec, steps: int) -> int:
+    if training.warmup_steps is None:
+        return math.ceil(steps * training.warmup)
+    if training.warmup_steps >= steps:
+        what = f"the learning rate would rise for {training.warmup_steps} steps, and training has {steps}"
+        raise TrainingError(what, "training.warmup_steps", "train longer, or write warmup: 0.1 instead")
+    return training.warmup_steps
 
 
 @contextlib.contextmanager

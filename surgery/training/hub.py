@@ -23,11 +23,14 @@ def is_offline() -> bool:
 def load_from_hub(spec: DataSpec, known: tuple[str, ...] = ()) -> dict[str, Table]:
     """Load `spec.name`: its train split, its validation split where there is one, and a test split that is asked for.
 
-    Test splits on the hub often come without labels; that is why one is read only when the spec names it.
+    Test splits on the hub often come without labels; that is why one is read only when the spec names it. Where it
+    names the validation split as the test, that is not the validation, too.
     """
     assert spec.name is not None
     loaded = _load(spec, known)
     names = {"train": spec.train or "train", "validation": spec.validation or "validation", "test": spec.test or ""}
+    if names["test"] == "validation" and spec.validation is None:
+        names["validation"] = ""
     tables: dict[str, Table] = {}
     for split in _SPLITS:
         name = names[split]

@@ -59,16 +59,17 @@ def resolve(ref: str, registry: Registry) -> Path | str:
     return found
 
 
-def load_model(
+def load_model(  # noqa: PLR0913 - everything after the star is optional or named
     ref: ModelRef | str,
     auto_class: str,
     registry: Registry,
     *,
     seed: int,
     labels: Sequence[str] = (),
+    outputs: int | None = None,
     trust_remote_code: bool = False,
 ) -> LoadedModel:
-    """Load `ref` as `auto_class`, with one output for each of `labels` where there are any.
+    """Load `ref` as `auto_class`, with one output for each of `labels` where there are any, else `outputs` of them.
 
     Parameters that the checkpoint does not hold are drawn from generators named by (seed, parameter), so every run
     with that seed begins with the same head, whatever else it adapts.
@@ -83,7 +84,7 @@ def load_model(
     if ref.revision is not None:
         options["revision"] = ref.revision
     with preserved_randomness(), _Quiet():
-        model, info = _load_weights(ref, source, auto_class, registry, {**options, **_label_options(labels)})
+        model, info = _load_weights(ref, source, auto_class, registry, {**options, **_label_options(labels, outputs)})
         tokenizer = _load_tokenizer(ref, source, registry, options)
     new = _new_parameters(model, info, str(source))
     draw_heads(model, new, seed)
@@ -100,9 +101,9 @@ def _reference(ref: str) -> ModelRef:
         raise CheckpointError(f"this cannot name a model: {error.errors()[0]['msg']}", ref[:80], hint) from None
 
 
-def _label_options(labels: Sequence[str]) -> dict[str, Any]:
+def _label_options(labels: Sequence[str], outputs: int | None) -> dict[str, Any]:
     if not labels:
-        return {}
+        return {} if outputs is None else {"num_labels": outputs}
     return {
         "num_labels": len(labels),
         "id2label": dict(enumerate(labels)),

@@ -1,4 +1,4 @@
-"""Reading data files: CSV with a header, JSON Lines, and JSON lists. Every error names file and line."""
+"""Reading data files: CSV with a header, JSON Lines, JSON lists, SQuAD's JSON. Every error names file and line."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.errors import DataError, nearest
+from surgery.training.squad import squad_table
 from surgery.training.table import Row, Table
 
 __all__ = ["FORMATS", "read_table"]
@@ -121,6 +122,12 @@ def _json(text: str, origin: str) -> Table:
     if not text.strip():
         raise DataError("the file holds no rows", origin, "is it the right file?")
     value = _parsed(text, origin, 1)
+    if isinstance(value, dict) and isinstance(value.get("data"), list):
+        table = squad_table(value, origin)
+        if _SURROGATE.search(text):
+            for index, row in enumerate(table):
+                _refuse_halves(row, table.where(index))
+        return table
     if not isinstance(value, list):
         what = f"the file must hold a list of objects, not {_kind(value)}"
         raise DataError(what, origin, "one object in each line is JSON Lines: name the file .jsonl")

@@ -30,6 +30,7 @@ __all__ = ["RunResult", "train"]
 _CHECKPOINTS = "checkpoints"
 _RESULT = "result.json"
 _ADAPTER = "adapter"
+_GENERATED = "generated.jsonl"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class RunResult:
     """What `train` did.
 
     Attributes:
-        folder: the run folder: spec.yaml, plan.json, run.json, metrics.jsonl, adapter/, result.json.
+        folder: the run folder: spec.yaml, plan.json, run.json, metrics.jsonl, adapter/, result.json, and
+            generated.jsonl where the task has the model write.
         metrics: split -> metric name -> value, of the trained model.
         was_done: the folder already held this finished run; nothing was trained.
         notes: what was decided on the way, for the user to read.
@@ -134,11 +136,15 @@ def _run(
         what = f"training diverged: the loss of step {fitted.diverged_at} is not finite"
         raise TrainingError(what, str(folder), "lower training.learning_rate, or raise training.warmup")
     metrics: dict[str, dict[str, float | None]] = {}
+    texts: list[dict[str, str]] = []
     for split in ("validation", "test"):
         if split in session.examples:
-            found = evaluate(session, split, shards and shards.model, progress=progress).metrics
-            metrics[split] = {name: value if math.isfinite(value) else None for name, value in found.items()}
+            found = evaluate(session, split, shards and shards.model, progress=progress, generate=True)
+            metrics[split] = {name: value if math.isfinite(value) else None for name, value in found.metrics.items()}
+            texts += [{"split": split, "source": source, "text": text} for source, text in found.texts]
     if is_main():
+        if texts:
+            write_text(folder / _GENERATED, "".join(f"{canonical_json(line)}\n" for line in texts))
         _finish(folder, session, operation, fitted, metrics)
     return RunResult(folder, metrics, was_done=False, fit=fitted)
 

@@ -16,9 +16,11 @@ from surgery.registry import Registry, TaskType
 from surgery.spec import ModelRef, Options, Spec
 from surgery.training.collate import Collator, length
 from surgery.training.data import DataOverride, LoadedData, load_data
+from surgery.training.generation import generates, refuse_encoder_decoder, refuse_long_prompts
 from surgery.training.hashes import tensors_hash, tokenizer_hash
 from surgery.training.heads import draw_heads
-from surgery.training.models import LoadedModel, load_model
+from surgery.training.models import LoadedModel, load_model, resolve
+from surgery.training.positions import most_positions
 from surgery.training.table import Table
 from surgery.training.trained import refuse_untrained
 from surgery.training.world import is_sharded, launcher_aside
@@ -65,6 +67,16 @@ class Session:
     def precision(self) -> str:
         """Precision of forward passes: fp32, bf16 or fp16."""
         return self.spec.training.precision if self.spec.training else "fp32"
+
+    @property
+    def metric(self) -> str:
+        """Name of the primary metric."""
+        return self.task.primary(self.options)[0]
+
+    @property
+    def greater_is_better(self) -> bool:
+        """Direction of the primary metric."""
+        return self.task.primary(self.options)[1]
 
     @property
     def evaluation_batch_size(self) -> int:
@@ -126,17 +138,21 @@ def prepare(
     options = task.options.model_validate(dict(spec.task.options))
     loaded = load_data(spec.data, task.columns, registry, override=data, limit=limit)
     labels = _labels(task, loaded, options)
+    outputs = task.outputs(labels, options)
+    if generates(task):
+        refuse_encoder_decoder(resolve(ref if isinstance(ref, str) else ref.ref, registry))
     with launcher_aside():
-        pretrained = load_model(ref, task.auto_class, registry, seed=seed, labels=labels)
+        pretrained = load_model(ref, task.auto_class, registry, seed=seed, labels=labels, outputs=outputs)
     planned = plan(spec, pretrained.model, registry=registry)
     refuse_untrained(pretrained.new_parameters, planned, registry, pretrained.model)
     examples = _encode(task, loaded, pretrained.tokenizer, labels, options)
+    noted = [f"{split}: {note}" for split, found in examples.items() for note in task.notes(found, options)]
     _check_lengths(pretrained.model, examples)
     _check_vocabulary(pretrained, examples)
     hashes = _hashes(pretrained, loaded)
     if not is_sharded():  # what no device holds stays in main memory; its shards go to the devices
         pretrained.model.to(training_device())
-    return Session(
+    session = Session(
         spec=spec,
         registry=registry,
         seed=seed,
@@ -151,15 +167,19 @@ def prepare(
         new_parameters=pretrained.new_parameters,
         hashes=hashes,
         source=pretrained.source,
-        notes=(*loaded.notes, *pretrained.notes),
+        notes=(*loaded.notes, *pretrained.notes, *noted),
         collator=Collator(pretrained.tokenizer.pad_token_id),
     )
+    if generates(task):
+        refuse_long_prompts(session)
+    return session
 
 
 def _labels(task: TaskType[Any], loaded: LoadedData, options: Options) -> tuple[str, ...]:
     train = loaded.splits["train"]
     labels = task.labels(train, options)
-    if "label" in task.columns and len(labels) < 2:
+    is_number = not labels and task.outputs(labels, options) is not None
+    if "label" in task.columns and len(labels) < 2 and not is_number:
         what = f"the training rows hold {len(labels)} label{'' if len(labels) == 1 else 's'}; two are needed at least"
         raise DataError(what, train.origin, "is the label column the right one? see data.columns in the spec")
     return labels
@@ -182,15 +202,9 @@ def _encode(
 
 def _check_lengths(model: Any, examples: Mapping[str, list[dict[str, Any]]]) -> None:
     """Refuse texts that are longer than the model's positions: they would end in an index error deep inside."""
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    most = getattr(config, "max_position_embeddings", None)
-    if not isinstance(most, int):
+    most = most_positions(model)
+    if most is None:
         return
-    for name, module in model.named_modules():
-        # Where padding has a position of its own (RoBERTa), counting begins after it.
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            most -= module.padding_idx + 1
-            break
     longest = max((length(example) for split in examples.values() for example in split), default=0)
     if longest > most:
         what = f"the longest example has {longest} tokens, the model takes {most}"

@@ -41,7 +41,7 @@ class Stepper:
         kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
         kind = kinds.get(self._training.precision)
         with torch.autocast(self._device.type, dtype=kind, enabled=kind is not None):
-            logits = self._session.model(**inputs).logits
+            logits = self._session.task.logits(self._session.model(**inputs), inputs)
             loss, units = self._session.task.losses(logits, self._batch["labels"])
         (loss.sum() / units.sum()).backward()  # type: ignore[no-untyped-call]
         if self._training.max_grad_norm:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import signal
 import threading
@@ -24,6 +25,7 @@ from surgery.training.recorder import Recorder
 from surgery.training.result import Point, Progress
 from surgery.training.seeds import named_seed
 from surgery.training.session import Session
+from surgery.training.smoothing import smoothed
 
 __all__ = ["ADAPTER_FOLDER", "OperationTrainer"]
 
@@ -56,10 +58,12 @@ class OperationTrainer(Trainer):
         self.computing = session.model if model is None else model
         self.operation = operation
         self.groups = groups
+        self.label_smoothing = 0.0
         self._trainable = [parameter for group in groups for parameter in group.parameters]
         self.recorder = Recorder()
         self.order = order
         self._tokens = order.tokens()
+        self._inputs: dict[str, torch.Tensor] = {}
         self._staging = False
         self.watch = _Watch(self.recorder, progress, session.spec.name, self._reduce)
         super().__init__(
@@ -78,8 +82,29 @@ class OperationTrainer(Trainer):
 
     # Training ----------------------------------------------------------------------------------------------------
 
+    def compute_loss(self, model: Any, inputs: Any, *arguments: Any, **keys: Any) -> Any:
+        # The task may ask what the model was called with; `compute_loss_func` is told the outputs only.
+        self._inputs = {key: value for key, value in inputs.items() if key != "labels"}
+        try:
+            return super().compute_loss(model, inputs, *arguments, **keys)
+        finally:
+            self._inputs = {}
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        # -100 marks positions without a loss; of a number that is to be predicted it is a value like any other.
+        counted = [
+            {**batch, "labels": torch.zeros_like(batch["labels"])} if batch["labels"].is_floating_point() else batch
+            for batch in batch_samples
+        ]
+        return super()._get_num_items_in_batch(counted, device)
+
     def _loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-        loss, units = self.session.task.losses(outputs.logits, labels)
+        task = self.session.task
+        logits = task.logits(outputs, self._inputs)
+        loss, units = task.losses(logits, labels)
+        if self.label_smoothing:
+            shifted = task.auto_class == "AutoModelForCausalLM"
+            loss = smoothed(loss, logits, labels, self.label_smoothing, shifted=shifted)
         count = units.sum() if num_items_in_batch is None else num_items_in_batch
         return loss.sum() / count
 
@@ -96,7 +121,12 @@ class OperationTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             # Fused: without it, full tuning would be slandered by hundreds of small kernels.
-            self.optimizer = torch.optim.AdamW([group.for_optimizer() for group in self.groups], fused=True)
+            self.optimizer = torch.optim.AdamW(
+                [group.for_optimizer() for group in self.groups],
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+                fused=True,
+            )
         return self.optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -129,11 +159,13 @@ class OperationTrainer(Trainer):
         """Evaluate on the validation split and add a point to the curve."""
         step = self.state.global_step
         self.recorder.drain(self._reduce)
-        task = self.session.task
+        name = self.session.metric
         result = evaluate(self.session, "validation", self.computing)
-        loss, metric = result.metrics["loss"], result.metrics[task.metric]
+        # A metric of generated texts is measured once, at the end.
+        loss, metric = result.metrics["loss"], result.metrics.get(name, math.nan)
         self.recorder.curve.append(Point(step, self._tokens[step], self.recorder.train_loss(step), loss, metric))
-        told = f"validation loss {loss:.4f}" + (f", {task.metric} {metric:.4f}" if task.metric != "loss" else "")
+        is_told = name != "loss" and name in result.metrics
+        told = f"validation loss {loss:.4f}" + (f", {name} {metric:.4f}" if is_told else "")
         self.watch.tell_evaluation(step, self.args.max_steps, told)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in result.metrics.items()}
         self.log(dict(metrics))

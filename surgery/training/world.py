@@ -13,13 +13,13 @@ from surgery.errors import TrainingError
 
 __all__ = [
     "agree",
+    "gathered",
     "is_main",
     "is_sharded",
     "join",
     "launcher_aside",
     "processes",
     "rank",
-    "share_items",
     "shared_batches",
 ]
 
@@ -106,16 +106,15 @@ def shared_batches(count: int) -> list[tuple[int, bool]]:
     return [(min(start + own, count - 1), start + own < count) for start in range(0, count, size)]
 
 
-def share_items(items: Mapping[str, Any], device: torch.device) -> None:
-    """Put together, in place, arrays of which every process filled some places and left the others 0."""
+def gathered(found: list[Any]) -> list[Any]:
+    """Return what all processes found, one after the other. All processes must ask at once."""
     if not _is_joined():
-        return
+        return found
     import torch.distributed as dist
 
-    for values in items.values():
-        tensor = torch.from_numpy(values).to(device)
-        dist.all_reduce(tensor)  # one summand is the number, all others are 0: exact
-        values[...] = tensor.cpu().numpy()
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, found)
+    return [one for part in everyone for one in part]
 
 
 def _is_joined() -> bool:

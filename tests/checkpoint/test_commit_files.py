@@ -171,7 +171,7 @@ def test_a_source_that_is_too_short(tmp_path: Path) -> None:
 
 def test_space_is_missed_before_any_work(tmp_path: Path) -> None:
     with Transaction(tmp_path / "out", job="j") as tx:
-        with pytest.raises(DiskError, match=r"free, and 1000000000\.0 GB are needed") as caught:
+        with pytest.raises(DiskError, match=r"free, and 1000000\.0 TB are needed") as caught:
             tx.reserve(10**18)
         assert caught.value.exit_code == 11
         tx.reserve(4096)

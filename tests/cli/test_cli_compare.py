@@ -53,6 +53,26 @@ def test_compare_then_report(invoke: Run, study: Path, tmp_path: Path) -> None:
     assert (differ["full"], differ["lora"]) == (0, 0)
 
 
+def test_other_data_and_another_model(invoke: Run, study: Path, trainable: Path, data: Path, tmp_path: Path) -> None:
+    text = study.read_text("utf-8").replace(f"model: {trainable}", "model: some/model")
+    path = tmp_path / "elsewhere.yaml"
+    path.write_text(
+        "".join("data: {name: some/set, test: test, limit: {train: 8}}\n" if line.startswith("data:") else line
+                for line in text.splitlines(keepends=True)), "utf-8")  # fmt: skip
+    out = tmp_path / "results"
+    files = f"train={data}/train.csv,test={data}/test.csv"
+    result = invoke("compare", path, "-o", out, "--model", trainable, "--data", files, "--workers", 1)
+    assert result.code == 0, result.err
+    run = json.loads((out / "study.json").read_text("utf-8"))
+    assert run["spec"]["model"]["ref"] == str(trainable)
+    given = {"train": f"{data}/train.csv", "validation": None, "test": f"{data}/test.csv", "name": None}
+    assert {key: run["spec"]["data"][key] for key in given} == given
+    assert run["spec"]["data"]["limit"] == {"train": 8}
+    refused = invoke("compare", path, "-o", out, "--data", f"train={data}/train.csv")
+    assert "names no test file" in refused.err
+    assert "write train=FILE,test=FILE" in invoke("compare", path, "-o", out, "--data", data).err
+
+
 def test_report_of_nothing(invoke: Run, tmp_path: Path) -> None:
     result = invoke("report", tmp_path)
     assert result.code == 6

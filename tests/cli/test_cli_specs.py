@@ -29,12 +29,16 @@ COUNTS = {
     "bert-bias-only": (102_144, HEAD),
     "bert-full": (109_483_778 - HEAD, HEAD),
     "gpt2-lora-qv": (147_456, 0),
+    "generation-e2e-gpt2": (147_456, 0),
     "gpt2-bias-only": (102_144, 0),
     "gpt2-ia3": (55_296, 0),
     "gpt2-full": (124_439_808, 0),
     "llama-lora-all": (12_615_680, 0),
     "sentiment-sst2": (294_912, HEAD),
     "chinese-sentiment": (294_912, HEAD),
+    "text-classification-ag-news": (294_912, HEAD),
+    "text-classification-cola": (294_912, HEAD),
+    "question-answering-squad": (294_912, 2 * 768 + 2),
 }
 """Trainable numbers of the adapters and of the head, on the model that the spec names."""
 

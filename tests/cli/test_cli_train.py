@@ -127,7 +127,14 @@ def test_a_path_with_an_equals_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert parse_data("lr=1.csv") == "lr=1.csv"
 
 
-REAL = {"sentiment-sst2": "sst2", "chinese-sentiment": "chnsenticorp"}
+REAL = {
+    "sentiment-sst2": {"train": "sst2/train.jsonl", "validation": "sst2/dev.jsonl"},
+    "chinese-sentiment": {"train": "chnsenticorp/train.jsonl", "validation": "chnsenticorp/dev.jsonl"},
+    "text-classification-ag-news": {"train": "ag_news/train_10k.jsonl", "test": "ag_news/test.jsonl"},
+    "text-classification-cola": {"train": "cola/train.jsonl", "validation": "cola/dev.jsonl"},
+    # The training set is ten times as large: a few questions of the one file for either split.
+    "question-answering-squad": {"train": "squad_v1.1/dev-v1.1.json", "validation": "squad_v1.1/dev-v1.1.json"},
+}
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -135,19 +142,23 @@ def test_specs_on_real_data(
     name: str, invoke: Run, tmp_path: Path, trainable: Path, only_some: Callable[[str], str], real_data: Path
 ) -> None:
     """The spec as shipped, shortened to a few steps of a tiny model."""
-    data = real_data / REAL[name]
     path = tmp_path / f"{name}.yaml"
     path.write_text(only_some((ROOT / "specs" / f"{name}.yaml").read_text("utf-8")), "utf-8")
-    files = f"train={data / 'train.jsonl'},validation={data / 'dev.jsonl'}"
+    files = ",".join(f"{split}={real_data / file}" for split, file in REAL[name].items())
     result = invoke("train", path, "--out", tmp_path / "run", "--data", files, "--model", trainable, "--json")
     assert result.code == 0, result.err
-    assert 0 < json.loads(result.out)["metrics"]["validation"]["accuracy"] < 1
+    metrics = json.loads(result.out)["metrics"]
+    assert set(metrics) == {"validation", *REAL[name]} - {"train"}
+    for found in metrics.values():
+        assert set(found) >= ({"em", "f1"} if name == "question-answering-squad" else {"accuracy", "matthews"})
+        assert all(-1 <= value <= 1 for key, value in found.items() if key != "loss")
 
 
 @pytest.fixture
 def only_some() -> Callable[[str], str]:
     def shorten(text: str) -> str:
-        text = text.replace("epochs: 3", "steps: 3").replace("expect: 24", "expect: 4")
-        return text.replace("data:\n", "data:\n  limit: {train: 64, validation: 32}\n")
+        text = re.sub("epochs: [0-9]+", "steps: 3", text).replace("expect: 24", "expect: 4")
+        text = text.replace("max_length: 384", "max_length: 192")  # the tiny model has 256 positions
+        return text.replace("data:\n", "data:\n  limit: {train: 64, validation: 32, test: 32}\n")
 
     return shorten

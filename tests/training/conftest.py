@@ -29,6 +29,7 @@ def registry() -> Registry:
     import surgery_bert
     import surgery_bias
     import surgery_causal_lm
+    import surgery_conditional_generation
     import surgery_full
     import surgery_gpt2
     import surgery_ia3
@@ -37,7 +38,7 @@ def registry() -> Registry:
     import surgery_transformers
 
     plugins = [surgery_bert, surgery_gpt2, surgery_full, surgery_lora, surgery_bias, surgery_ia3]
-    plugins += [surgery_causal_lm, surgery_text_classification, surgery_transformers]
+    plugins += [surgery_causal_lm, surgery_conditional_generation, surgery_text_classification, surgery_transformers]
     return load_registry(extra=plugins, entry_points=False)
 
 

@@ -261,6 +261,10 @@ def test_a_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
         None, COLUMNS, EMPTY, override={"train": sentences(30), "validation": sentences(5)}, limit={"train": 10}
     )
     assert loaded.hashes == same.hashes
+    # A split is never both what chooses and what is reported.
+    held = load_data(DataSpec(name="some/set", test="validation"), COLUMNS, EMPTY)
+    assert held.hashes["test"] == loaded.hashes["validation"]
+    assert len(held.splits["train"]) + len(held.splits["validation"]) == 30
     with pytest.raises(DataError, match="the data set has no split 'unsupervised'"):
         load_data(DataSpec(name="some/set", test="unsupervised"), COLUMNS, EMPTY)
 

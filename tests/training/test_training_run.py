@@ -68,7 +68,7 @@ def test_a_run_folder_is_whole(spec: Spec, registry: Registry, rows: Any, tmp_pa
     ]  # fmt: skip
     assert not result.was_done
     assert set(result.metrics) == {"validation", "test"}
-    assert set(result.metrics["test"]) == {"loss", "accuracy", "macro_f1"}
+    assert set(result.metrics["test"]) == {"loss", "accuracy", "macro_f1", "f1", "matthews"}
     assert {"small", "evaluating test"} <= set(told)
     record = json.loads((out / "run.json").read_text())
     assert set(record["identity"]) >= {"spec", "seed", "base", "head", "tokenizer", "data.train", "data.validation"}
