@@ -76,6 +76,7 @@ def train(
     registry = call.registry()
     found = _with_seed(read_spec(spec, registry), seed)
     from surgery.training import train as run  # the slow import comes after the spec is known to be valid
+    from surgery.training.world import is_main
 
     with placing(spec), progress(call) as tell:
         result = run(
@@ -89,6 +90,8 @@ def train(
             tell=call.note,
             keep=keep,
         )
+    if not is_main():  # one of the processes that accelerate started speaks for all
+        return
     call.answer(_plain(result), _text(found, result), lambda line: "bold green" if line.startswith("trained") else "")
     call.next_step(f"in Python: surgery.load_adapter(model, {str(result.folder / 'adapter')!r})")
 

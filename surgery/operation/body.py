@@ -27,6 +27,8 @@ __all__ = ["Body"]
 Groups = tuple[tuple[Adapter, ...], ...]
 """Adapters of one name on one host, those of one rule together: they share type and options."""
 
+_SHARED = ("FSDPModule", "FullyShardedDataParallel")
+
 
 @dataclass
 class _Change:
@@ -86,6 +88,13 @@ class Body:
         for path, by_rule in groups.items():
             self.acting.setdefault(path, {})[name] = tuple(tuple(group) for _, group in sorted(by_rule.items()))
         self.refresh(name)
+
+    def refuse_shared(self, act: str) -> None:
+        """Raise StateError when somebody shared the model out (FSDP): each process holds parts, `act` needs wholes."""
+        kinds = {type(module) for module in self.model.modules()}
+        if any(base.__name__ in _SHARED for kind in kinds for base in kind.__mro__):
+            hint = "shard copy.deepcopy(op.model) instead, and copy what it learnt back: docs/training.md shows it"
+            raise StateError(f"the model is sharded, and {act} needs whole tensors", hint=hint)
 
     def check(self) -> None:
         """Raise DriftError when somebody else changed a class, a pointer or a bit."""

@@ -62,7 +62,7 @@ class HostState(nn.Module):
     def value(self, parameter: str, base: torch.Tensor) -> torch.Tensor:
         """Return what the host computes with for `parameter`."""
         chain = self.overrides.get(parameter)
-        if not chain:
+        if not chain or (type(base) is not nn.Parameter and _is_shared_out(base, chain)):
             return base
         if self.calls is not None:
             self._count(adapter for adapter, _ in chain)
@@ -105,6 +105,16 @@ class HostState(nn.Module):
         # host misses none. One that holds some of them must hold them all.
         self._optional_prefix: str | None = None if any(key.startswith(prefix) for key in state_dict) else prefix
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _is_shared_out(base: torch.Tensor, chain: tuple[Link, ...]) -> bool:
+    """Whether FSDP2 has shared out a host's parameter and all that would be folded into it.
+
+    Nobody computes with parts: before a forward they are put together. FSDP2 itself reads the attribute, to find what
+    it has shared out, and must find the parameter: what it would take instead becomes the base.
+    """
+    tensors = [base, *(tensor for adapter, _ in chain for tensor in adapter.parameters())]
+    return all(hasattr(tensor, "placements") for tensor in tensors)
 
 
 def _folded(parameter: str, pristine: torch.Tensor, chain: tuple[Link, ...], dtype: torch.dtype) -> torch.Tensor:

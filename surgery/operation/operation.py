@@ -95,12 +95,12 @@ class Operation:
 
     def add(self, plan: Plan, name: str) -> None:
         """Put one more adapter on the model, under a name of its own. All or nothing."""
-        self._must_be_open()
+        self._must_be_open("adding an adapter")
         add_plan(self._body, plan, name, self._registry, is_first=False)
 
     def remove(self, name: str) -> None:
         """Take one adapter off the model, unmerging it first where it is merged."""
-        self._must_be_open()
+        self._must_be_open("removing an adapter")
         self._choose((name,))
         if name in self.merged:
             self.unmerge(name)
@@ -119,7 +119,7 @@ class Operation:
             StateError: already merged; NaN or inf in an adapter; a weight that would overflow. Nothing has changed.
             DriftError: a weight was changed by somebody else. Nothing has changed.
         """
-        self._must_be_open()
+        self._must_be_open("merging")
         chosen = frozenset(self._choose(names))
         if chosen & self.merged:
             raise StateError(f"{_list(chosen & self.merged)} is already merged", hint="op.unmerge() takes it out")
@@ -139,7 +139,7 @@ class Operation:
             StateError: not merged, or the originals were not kept.
             DriftError: a weight was changed by somebody else. Nothing has changed.
         """
-        self._must_be_open()
+        self._must_be_open("unmerging")
         chosen = frozenset(self._choose(names)) if names else self.merged
         if not chosen:
             raise StateError("nothing is merged", hint="op.merge() merges")
@@ -220,6 +220,7 @@ class Operation:
             return
         if self._suspended:
             raise StateError("cannot undo inside disabled()", hint="leave the block first")
+        self._body.refuse_shared("undoing")
         self._body.check()
         if self.merged:
             self._body.set_merged(frozenset())
@@ -243,7 +244,7 @@ class Operation:
         was cut off its tie (`tied: untie`) the configuration says `tie_word_embeddings=False` from now on, and what
         that setting ties besides becomes tensors of their own, as files of such a model must hold them.
         """
-        self._must_be_open()
+        self._must_be_open("merging")
         self._body.check()
         pending = [name for name in self.names if name not in self.merged]
         if pending:
@@ -283,7 +284,7 @@ class Operation:
         """
         from surgery.operation.store import save_adapter
 
-        self._must_be_open()
+        self._must_be_open("saving")
         self._body.check()
         return save_adapter(self._body, self._registry, Path(folder), self._one(name), overwrite=overwrite)
 
@@ -296,7 +297,7 @@ class Operation:
         """
         from surgery.operation.store import load_tensors
 
-        self._must_be_open()
+        self._must_be_open("loading")
         chosen = self._one(name)
         if chosen in self.merged:
             raise StateError(f"{chosen!r} is merged", hint="op.unmerge() first")
@@ -316,11 +317,14 @@ class Operation:
             raise StateError("which adapter?", hint=f"name one of {_list(self.names) or '(none is left)'}")
         return self.names[0]
 
-    def _must_be_open(self) -> None:
+    def _must_be_open(self, act: str = "") -> None:
+        """Raise StateError where nothing is possible any more, or `act`, which needs whole tensors, is not."""
         if self._is_over or self._is_leaving:
             raise StateError("the operation is over", hint="operate again")
         if self._suspended:
             raise StateError("not possible inside disabled()", hint="leave the block first")
+        if act:
+            self._body.refuse_shared(act)
 
 
 def _list(names: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,7 @@ def compare(
         StateError: `out` belongs to another study, or another process is at work in it.
         SurgeryError: a cell failed; the error names it, and what was finished is kept.
     """
+    _refuse_several()
     if not isinstance(study, StudySpec):
         study = load_study(study, registry)
     folder = Path(out)
@@ -184,6 +186,14 @@ def _clock(
 
 def _most_cells(study: StudySpec) -> int:
     return max(sum(len(arm.learning_rate) for arm in study.arms.values()), len(study.seeds) * (len(study.arms) + 1))
+
+
+def _refuse_several() -> None:
+    """Refuse to be one of several processes that a launcher started: each would run the whole study."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1:
+        hint = "start it without accelerate launch or torchrun; --workers N runs several cells at once"
+        raise StateError(f"a study runs each cell in one process, and a launcher started {count}", hint=hint)
 
 
 def _one_per_gpu() -> int | None:

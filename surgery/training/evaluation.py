@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from surgery.errors import Problem, StateError, TrainingError, nearest
 from surgery.training.collate import length
 from surgery.training.generation import by_item, generates, generation_of, write_texts
 from surgery.training.result import Progress
+from surgery.training.world import gathered, processes, shared_batches
 
 if TYPE_CHECKING:
     from surgery.operation import Operation
@@ -62,6 +63,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate `model` (the session's own by default) on `split`. Draws nothing, changes nothing.
 
+    Of several processes each computes some of the batches, which are those of one process: so are the numbers.
+
     With `generate`, a task that has the model write texts is scored by them, too; without, by its losses alone.
 
     Raises:
@@ -74,21 +77,13 @@ def evaluate(
     examples = session.examples[split][:limit]
     loss, units = np.zeros(len(examples)), np.zeros(len(examples), dtype=np.int64)
     told: dict[str, list[Any]] = {}
-    done = 0
     with inference(session, model):
-        for indices, batch in batches:
-            output = _forward(session, model, batch)
-            sums, counts = task.losses(output, batch["labels"].to(output.device))
-            loss[indices] = sums.double().cpu().numpy()
-            units[indices] = counts.cpu().numpy()
-            chosen = [examples[index] for index in indices]
-            for name, values in task.answers(output, chosen, session.labels, session.options).items():
+        for indices, sums, counts, columns in gathered(_parts(session, split, model, batches, progress)):
+            loss[indices], units[indices] = sums, counts
+            for name, values in columns.items():
                 column = told.setdefault(name, [None] * len(examples))
                 for index, value in zip(indices, values, strict=True):
                     column[index] = value
-            done += len(indices)
-            if progress is not None:
-                progress(done, len(examples), f"evaluating {split}")
         answers: dict[str, list[Any]] = {"loss": loss.tolist(), "units": units.tolist(), **told}
         items = task.items(examples, answers, session.labels, session.options)
         texts: tuple[tuple[str, str], ...] = ()
@@ -105,6 +100,31 @@ def evaluate(
         what = f"score returned no {' and no '.join(map(repr, sorted(missing)))}"
         raise session.registry.failure("task", task.name, what)
     return Evaluation(split, metrics, items, time.perf_counter() - start, texts)
+
+
+Part = tuple[list[int], np.ndarray, np.ndarray, Mapping[str, Any]]
+"""The indices of a batch's examples, the sums of their losses, the counts, and the task's answers."""
+
+
+def _parts(session: Session, split: str, model: Any, batches: Sequence[Batch], progress: Progress | None) -> list[Part]:
+    """Return what the batches of this process give."""
+    task, examples = session.task, session.examples[split]
+    count = sum(len(indices) for indices, _ in batches)
+    found: list[Part] = []
+    done = 0
+    for number, is_wanted in shared_batches(len(batches)):
+        indices, batch = batches[number]
+        output = _forward(session, model, batch)
+        if not is_wanted:
+            continue
+        sums, counts = task.losses(output, batch["labels"].to(output.device))
+        chosen = [examples[index] for index in indices]
+        answers = task.answers(output, chosen, session.labels, session.options)
+        found.append((indices, sums.double().cpu().numpy(), counts.cpu().numpy(), answers))
+        done = min(count, done + len(indices) * processes())
+        if progress is not None:
+            progress(done, count, f"evaluating {split}")
+    return found
 
 
 def _check_items(session: Session, items: Mapping[str, np.ndarray]) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from surgery.errors import StateError, TrainingError
 from surgery.operation import Operation
+from surgery.operation.bits import checksum
 from surgery.spec import TrainingSpec
 from surgery.training.dropout import without_dropout
 from surgery.training.evaluation import Evaluation, evaluate, logits, refuse_silent
@@ -23,14 +24,17 @@ from surgery.training.folders import check_seal, disk_errors
 from surgery.training.groups import parameter_groups
 from surgery.training.memory import StepCost, measure_step, optimizer_bytes, storage_bytes
 from surgery.training.order import Order
+from surgery.training.record import identity
 from surgery.training.result import FirstBatch, FitResult, Progress, StepTimes
 from surgery.training.seeds import preserved_randomness
-from surgery.training.session import Session
+from surgery.training.session import Session, training_device
+from surgery.training.shards import Shards, local
+from surgery.training.world import agree, is_sharded, join, launcher_aside, processes
 
 if TYPE_CHECKING:
     from surgery.training.trainer import OperationTrainer
 
-__all__ = ["Evaluation", "evaluate", "fit", "last_checkpoint", "logits", "steps_of"]
+__all__ = ["Evaluation", "evaluate", "fit", "last_checkpoint", "logits", "share", "steps_of"]
 
 _NEVER = 2**31 - 1
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
@@ -46,6 +50,7 @@ def fit(  # noqa: PLR0913 - everything after the star is optional or named
     progress: Progress | None = None,
     resume: bool = False,
     evaluate_first: bool = True,
+    shards: Shards | None = None,
 ) -> FitResult:
     """Train the adapters of `operation`, and nothing else, on the session's training split.
 
@@ -58,17 +63,22 @@ def fit(  # noqa: PLR0913 - everything after the star is optional or named
         progress: told about every step (at most ten times a second).
         resume: go on from the last checkpoint in `out`, if there is one; the result is that of a run never stopped.
         evaluate_first: begin the curve with a point at step 0.
+        shards: what `share` returned, where the model is computed with afterwards; made here where it is needed.
 
     Raises:
-        TrainingError: what cannot be trained, with the reason; a full disk.
+        TrainingError: what cannot be trained, with the reason; a full disk; processes that do not start from the same.
         KeyboardInterrupt: Ctrl-C, after the running step was finished and a checkpoint was written to `out`.
     """
     start = time.perf_counter()
     if operation.model is not session.model:
         raise TrainingError("the operation is on another model than the session's", hint="operate(session.model, ...)")
     trainable = _trainable(operation, training)
+    shards = shards or share(session, operation)
+    if shards is not None:
+        trainable = shards.trainable()
     groups = parameter_groups(trainable, operation.trainable_sites(), training)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(launcher_aside())
         stack.enter_context(preserved_randomness())
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(disk_errors(folder))
@@ -79,18 +89,37 @@ def fit(  # noqa: PLR0913 - everything after the star is optional or named
         arguments = _arguments(session, training, folder, seed, keeps=out is not None)
         arguments.eval_on_start = evaluate_first and checkpoint is None
         order = _order(session, training, seed)
-        trainer = stack.enter_context(_trainer(session, operation, order, groups, arguments, progress))
+        _agree(session, operation, order)
+        trainer = stack.enter_context(_trainer(session, operation, order, groups, arguments, progress, shards))
         trainer.label_smoothing = training.label_smoothing
         if not training.base_dropout:
-            stack.enter_context(without_dropout(session.model))
+            stack.enter_context(without_dropout(trainer.computing))
         refuse_silent(session, operation, order, training.batch_size)
         measured = _first_step(trainer, order)
         with _interruptible(trainer):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.recorder.drain(trainer._reduce)
+        if shards is not None:
+            shards.give_back()
         if trainer.watch.is_interrupted:
             raise KeyboardInterrupt
-        return _result(trainer, session, trainable, order, measured, time.perf_counter() - start)
+        return _result(trainer, trainable, order, measured, time.perf_counter() - start)
+
+
+def share(session: Session, operation: Operation) -> Shards | None:
+    """Share out a copy of the operated model among the processes, where accelerate was started to do that.
+
+    Raises:
+        TrainingError: it cannot be shared out; fp16.
+    """
+    if not is_sharded():
+        return None
+    if session.precision == "fp16":
+        what = "fp16 is not supported where the model is shared out"
+        raise TrainingError(what, "training.precision", "write precision: bf16, or fp32")
+    device = training_device()
+    join(device)
+    return Shards(operation, device)
 
 
 def steps_of(session: Session, training: TrainingSpec) -> int:
@@ -122,17 +151,24 @@ def _trainable(operation: Operation, training: TrainingSpec) -> dict[str, torch.
 
 def _batch(training: TrainingSpec) -> int:
     """Return the examples of one optimizer step, over all processes that torchrun or accelerate started."""
-    return training.batch_size * training.gradient_accumulation * int(os.environ.get("WORLD_SIZE", "1"))
+    return training.batch_size * training.gradient_accumulation * processes()
 
 
 def _order(session: Session, training: TrainingSpec, seed: int) -> Order:
     return Order(session.examples["train"], steps_of(session, training), _batch(training), seed)
 
 
+def _agree(session: Session, operation: Operation, order: Order) -> None:
+    """Refuse processes that started from other data, other weights or other adapters."""
+    if processes() > 1:
+        sums = {name: checksum(tensor) for name, tensor in operation.trainable().items()}
+        agree({**identity(session), "order": order.hash, "adapters": sums})
+
+
 def _arguments(session: Session, training: TrainingSpec, folder: Path, seed: int, *, keeps: bool) -> Any:
     from transformers import TrainingArguments
 
-    device = next(session.model.parameters()).device
+    device = training_device() if is_sharded() else next(session.model.parameters()).device
     if training.precision == "fp16" and device.type == "cpu":
         raise TrainingError("fp16 training needs a GPU", "training.precision", "write precision: bf16, or fp32")
     steps = steps_of(session, training)
@@ -184,17 +220,27 @@ def _warmup(training: TrainingSpec, steps: int) -> int:
 
 
 @contextlib.contextmanager
-def _trainer(
-    session: Session, operation: Operation, order: Order, groups: Any, arguments: Any, progress: Progress | None
+def _trainer(  # noqa: PLR0913 - what the Trainer is made of
+    session: Session,
+    operation: Operation,
+    order: Order,
+    groups: Any,
+    arguments: Any,
+    progress: Progress | None,
+    shards: Shards | None,
 ) -> Iterator[OperationTrainer]:
     """Build the Trainer, and take back what it leaves on the model."""
+    from surgery.training.sharded import ShardedTrainer
     from surgery.training.trainer import OperationTrainer, plain_forward
 
-    model = session.model
+    model: Any = session.model if shards is None else shards.model
     use_cache = getattr(model.config, "use_cache", None)
     restore_forward = plain_forward(model)
     try:
-        yield OperationTrainer(session, operation, order, groups, arguments, progress)
+        if shards is None:
+            yield OperationTrainer(session, operation, order, groups, arguments, progress)
+        else:
+            yield ShardedTrainer(session, operation, order, groups, arguments, progress, shards)
     except RuntimeError as error:
         if "requires" in str(error) and "installed" in str(error):
             raise TrainingError(str(error), "training.log_to", "install it, or leave it out") from error
@@ -217,9 +263,9 @@ def _first_step(trainer: OperationTrainer, order: Order) -> tuple[StepCost, Firs
 
     def compute(inputs: Any) -> torch.Tensor:
         with trainer.accelerator.autocast():
-            return cast("torch.Tensor", trainer.compute_loss(trainer.session.model, dict(inputs)))
+            return cast("torch.Tensor", trainer.compute_loss(trainer.computing, dict(inputs)))
 
-    cost = measure_step(trainer.session.model, compute, batch)
+    cost = measure_step(trainer.computing, compute, batch)
     if trainer.args.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(trainer.args.device)  # of this run, not of those before it
     return cost, FirstBatch(rows, length, padded)
@@ -249,17 +295,17 @@ def _logging_to(folder: Path, training: TrainingSpec) -> Iterator[None]:
 
 def _result(
     trainer: OperationTrainer,
-    session: Session,
     trainable: Any,
     order: Order,
     measured: tuple[StepCost, FirstBatch],
     seconds: float,
 ) -> FitResult:
     cost, first_batch = measured
+    model = trainer.computing
     recorder, steps = trainer.recorder, trainer.state.global_step
     memory = {
-        "weights": storage_bytes((*session.model.parameters(), *session.model.buffers())),
-        "gradients": sum(parameter.numel() * parameter.element_size() for parameter in trainable.values()),
+        "weights": storage_bytes((*model.parameters(), *model.buffers())),
+        "gradients": sum(local(parameter).nbytes for parameter in trainable.values()),
         "optimizer": optimizer_bytes(trainer.optimizer),
         "activations": cost.activations,
     }

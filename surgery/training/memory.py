@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from surgery.training.seeds import preserved_randomness
+from surgery.training.shards import local
 
 __all__ = ["StepCost", "flop_counter", "measure_step", "optimizer_bytes", "storage_bytes"]
 
@@ -19,7 +20,7 @@ def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Return the bytes of the storages behind `tensors`, each storage once."""
     storages = {}
     for tensor in tensors:
-        storage = tensor.untyped_storage()
+        storage = local(tensor).untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
 
@@ -46,7 +47,7 @@ def measure_step(model: nn.Module, compute_loss: Callable[[Mapping[str, Any]], t
 
     The pass is thrown away: no gradient, no random draw and no buffer of it stays.
     """
-    known = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    known = _addresses(model)
     saved: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -66,7 +67,8 @@ def measure_step(model: nn.Module, compute_loss: Callable[[Mapping[str, Any]], t
             counter = flop_counter()
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), counter:
                 loss = compute_loss(batch)
-            activations = sum(storage.nbytes() for storage in saved.values())
+            known = _addresses(model)  # of parameters that were put together for the forward, and stay so
+            activations = sum(storage.nbytes() for place, storage in saved.items() if place not in known)
             saved.clear()
             forward = counter.get_total_flops()
             with (counter := flop_counter()):
@@ -76,6 +78,10 @@ def measure_step(model: nn.Module, compute_loss: Callable[[Mapping[str, Any]], t
         for parameter, gradient in before:
             parameter.grad = gradient
         model.train(was_training)
+
+
+def _addresses(model: nn.Module) -> set[int]:
+    return {local(tensor).untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
 
 
 def flop_counter() -> FlopCounterMode:

@@ -12,6 +12,7 @@ import torch
 
 from surgery.registry import Registry
 from surgery.training.session import Session
+from surgery.training.world import processes
 
 __all__ = ["differences", "identity", "run_record"]
 
@@ -69,5 +70,5 @@ def _machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": device,
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "processes": processes(),
     }

@@ -36,6 +36,11 @@ class Recorder:
     def begin_step(self) -> None:
         self._start = (time.perf_counter(), time.process_time())
 
+    @property
+    def batches(self) -> int:
+        """How many batches of the running step this process has computed."""
+        return len(self._micro)
+
     def micro_loss(self, loss: torch.Tensor) -> None:
         self._micro.append(loss)
 

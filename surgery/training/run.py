@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import shlex
 import shutil
 import sys
@@ -19,11 +18,12 @@ from surgery.operation import Operation, load_adapter, operate
 from surgery.registry import Registry, load_registry, load_spec
 from surgery.spec import ModelRef, Spec, TrainingSpec
 from surgery.training.data import DataOverride, describe
-from surgery.training.fit import evaluate, fit
+from surgery.training.fit import evaluate, fit, share
 from surgery.training.folders import alone_in, canonical_json, disk_errors, write_json, write_text
 from surgery.training.record import differences, identity, run_record
 from surgery.training.result import FitResult, Progress
 from surgery.training.session import Session, prepare
+from surgery.training.world import is_main, processes
 
 __all__ = ["RunResult", "train"]
 
@@ -89,7 +89,7 @@ def train(  # noqa: PLR0913 - everything after the star is optional or named
             "the spec does not say how to train", f"spec {spec.name}", "add training: {steps: ..., ...}"
         )
     notes = _Notes(tell)
-    with disk_errors(folder), alone_in(folder) if _is_main() else contextlib.nullcontext():
+    with disk_errors(folder), alone_in(folder) if is_main() else contextlib.nullcontext():
         done = _open(folder, spec, resume)
         if done is None:
             notes.add(*_nothing_to_resume(folder, resume))
@@ -114,7 +114,7 @@ class _Notes:
 
     def __init__(self, tell: Callable[[str], None] | None) -> None:
         self.all: list[str] = []
-        self._tell = tell if _is_main() else None
+        self._tell = tell if is_main() else None
 
     def add(self, *texts: str) -> None:
         self.all += texts
@@ -127,7 +127,11 @@ def _run(
     folder: Path, session: Session, operation: Operation, training: TrainingSpec, progress: Progress | None
 ) -> RunResult:
     checkpoints = folder / _CHECKPOINTS
-    fitted = fit(session, operation, training, out=checkpoints, seed=session.seed, progress=progress, resume=True)
+    progress = progress if is_main() else None
+    shards = share(session, operation)
+    fitted = fit(
+        session, operation, training, out=checkpoints, seed=session.seed, progress=progress, resume=True, shards=shards
+    )
     if fitted.diverged_at is not None:
         what = f"training diverged: the loss of step {fitted.diverged_at} is not finite"
         raise TrainingError(what, str(folder), "lower training.learning_rate, or raise training.warmup")
@@ -135,10 +139,10 @@ def _run(
     texts: list[dict[str, str]] = []
     for split in ("validation", "test"):
         if split in session.examples:
-            found = evaluate(session, split, progress=progress, generate=True)
+            found = evaluate(session, split, shards and shards.model, progress=progress, generate=True)
             metrics[split] = {name: value if math.isfinite(value) else None for name, value in found.metrics.items()}
             texts += [{"split": split, "source": source, "text": text} for source, text in found.texts]
-    if _is_main():
+    if is_main():
         if texts:
             write_text(folder / _GENERATED, "".join(f"{canonical_json(line)}\n" for line in texts))
         _finish(folder, session, operation, fitted, metrics)
@@ -161,7 +165,7 @@ def _afterthoughts(result: RunResult) -> Iterator[str]:
 
 def _open(folder: Path, spec: Spec, resume: bool) -> RunResult | None:
     """Refuse a folder that is in use; return the result that it already holds, when that is what was asked for."""
-    if not _is_main() and not (resume and (folder / _RESULT).is_file()):
+    if not is_main() and not (resume and (folder / _RESULT).is_file()):
         return None  # the main process says what is wrong; all of them leave a finished run alone
     used = folder.is_dir() and any(folder.iterdir())
     if used and not resume:
@@ -186,7 +190,7 @@ def _open(folder: Path, spec: Spec, resume: bool) -> RunResult | None:
 
 def _begin(folder: Path, session: Session, data: DataOverride | None, model: ModelRef | str | None) -> None:
     """Write what the run starts from, or check that it is what the run started from."""
-    if not _is_main():
+    if not is_main():
         return
     before = _record(folder)
     if before:
@@ -196,11 +200,26 @@ def _begin(folder: Path, session: Session, data: DataOverride | None, model: Mod
         if changed:
             what = f"the run began with other inputs: {', '.join(changed)} differ"
             raise TrainingError(what, str(folder), "resume with the same model and data, or name a new folder")
+        _refuse_other_world(before, folder)
         return
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "spec.yaml", session.spec.to_yaml())
     write_json(folder / "plan.json", session.plan.to_dict())
     write_json(folder / "run.json", run_record(session, describe(data), _model_text(model)))
+
+
+def _refuse_other_world(before: Mapping[str, Any], folder: Path) -> None:
+    """Each process has a batch of its own: as many as the run began with see the same examples at each step."""
+    machine = before.get("machine")
+    then = machine.get("processes") if isinstance(machine, dict) else None
+    if isinstance(then, int) and then != processes():
+        what = f"the run began with {_counted(then)}, and this is {_counted(processes())}"
+        hint = f"start it with accelerate launch --num_processes {then}" if then > 1 else "start it without a launcher"
+        raise TrainingError(what, str(folder), hint)
+
+
+def _counted(processes: int) -> str:
+    return "one process" if processes == 1 else f"{processes} processes"
 
 
 def _finish(
@@ -292,7 +311,3 @@ def _resume_hint(folder: Path, data: DataOverride | None, model: ModelRef | str 
 
 def _model_text(model: ModelRef | str | None) -> str | None:
     return model.ref if isinstance(model, ModelRef) else model
-
-
-def _is_main() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0

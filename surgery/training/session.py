@@ -23,8 +23,9 @@ from surgery.training.models import LoadedModel, load_model, resolve
 from surgery.training.positions import most_positions
 from surgery.training.table import Table
 from surgery.training.trained import refuse_untrained
+from surgery.training.world import is_sharded, launcher_aside
 
-__all__ = ["Session", "prepare"]
+__all__ = ["Session", "prepare", "training_device"]
 
 
 @dataclass
@@ -140,7 +141,8 @@ def prepare(
     outputs = task.outputs(labels, options)
     if generates(task):
         refuse_encoder_decoder(resolve(ref if isinstance(ref, str) else ref.ref, registry))
-    pretrained = load_model(ref, task.auto_class, registry, seed=seed, labels=labels, outputs=outputs)
+    with launcher_aside():
+        pretrained = load_model(ref, task.auto_class, registry, seed=seed, labels=labels, outputs=outputs)
     planned = plan(spec, pretrained.model, registry=registry)
     refuse_untrained(pretrained.new_parameters, planned, registry, pretrained.model)
     examples = _encode(task, loaded, pretrained.tokenizer, labels, options)
@@ -148,7 +150,8 @@ def prepare(
     _check_lengths(pretrained.model, examples)
     _check_vocabulary(pretrained, examples)
     hashes = _hashes(pretrained, loaded)
-    pretrained.model.to(_device())
+    if not is_sharded():  # what no device holds stays in main memory; its shards go to the devices
+        pretrained.model.to(training_device())
     session = Session(
         spec=spec,
         registry=registry,
@@ -227,7 +230,7 @@ def _hashes(pretrained: LoadedModel, loaded: LoadedData) -> dict[str, str]:
     }
 
 
-def _device() -> torch.device:
+def training_device() -> torch.device:
     """Return where to train: this process's GPU where there is one."""
     forced = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     if forced or not torch.cuda.is_available():

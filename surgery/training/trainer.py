@@ -23,6 +23,7 @@ from surgery.training.groups import Group
 from surgery.training.order import Order
 from surgery.training.recorder import Recorder
 from surgery.training.result import Point, Progress
+from surgery.training.seeds import named_seed
 from surgery.training.session import Session
 from surgery.training.smoothing import smoothed
 
@@ -38,9 +39,12 @@ class OperationTrainer(Trainer):
     """A Trainer whose optimizer sees an operation's tensors only, and whose checkpoints hold only them.
 
     The order of the examples is fixed before it starts; evaluation is the session's own.
+
+    Attributes:
+        computing: the model that computes: the session's, or the copy that several processes share.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a run is made of
         self,
         session: Session,
         operation: Operation,
@@ -48,8 +52,10 @@ class OperationTrainer(Trainer):
         groups: Sequence[Group],
         arguments: TrainingArguments,
         progress: Progress | None,
+        model: Any = None,
     ) -> None:
         self.session = session
+        self.computing = session.model if model is None else model
         self.operation = operation
         self.groups = groups
         self.label_smoothing = 0.0
@@ -61,7 +67,7 @@ class OperationTrainer(Trainer):
         self._staging = False
         self.watch = _Watch(self.recorder, progress, session.spec.name, self._reduce)
         super().__init__(
-            model=session.model,
+            model=self.computing,
             args=arguments,
             data_collator=session.collator,
             train_dataset=order,
@@ -103,6 +109,11 @@ class OperationTrainer(Trainer):
         return loss.sum() / count
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        several = self.args.gradient_accumulation_steps * self.args.world_size
+        if several > 1:
+            # What a batch drops out must not depend on who computes it: every batch of a step has a seed of its own.
+            number = self.recorder.batches * self.args.world_size + self.args.process_index
+            torch.manual_seed(named_seed(self.args.seed, "dropout", self.state.global_step, number))
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         self.recorder.micro_loss(loss)
         return loss
@@ -149,7 +160,7 @@ class OperationTrainer(Trainer):
         step = self.state.global_step
         self.recorder.drain(self._reduce)
         name = self.session.metric
-        result = evaluate(self.session, "validation", self.session.model)
+        result = evaluate(self.session, "validation", self.computing)
         # A metric of generated texts is measured once, at the end.
         loss, metric = result.metrics["loss"], result.metrics.get(name, math.nan)
         self.recorder.curve.append(Point(step, self._tokens[step], self.recorder.train_loss(step), loss, metric))
@@ -203,6 +214,10 @@ class OperationTrainer(Trainer):
             folder.mkdir(parents=True, exist_ok=True)
             self.operation.save(folder / ADAPTER_FOLDER)
             self.recorder.save(folder / _STATE_FILE)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        if self.args.world_size == 1:  # several draw from seeds of their own, see `training_step`; one of them writes
+            super()._save_rng_state(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)

@@ -168,7 +168,7 @@ def question(number: int) -> dict[str, Any]:
 
 def sentence(number: int) -> dict[str, Any]:
     words = ["the", ("good", "bad", "fine")[number % 3], ("film", "book")[number % 2]] + ["was"] * (number % 3)
-    return {"tokens": words, "ner_tags": ["O", "B-HOW", "I-HOW"] + ["O"] * (number % 3)}
+    return {"tokens": [*words, str(number)], "ner_tags": ["O", "B-HOW", "I-HOW"] + ["O"] * (number % 3 + 1)}
 
 
 def score(number: int) -> dict[str, Any]:
