@@ -6,7 +6,7 @@ forms of torch: without numba's `fastmath` nothing is reordered and nothing is f
 Arrays are contiguous. Weights are patterns: uint16 for bfloat16, uint32 for float32.
 """
 
-# mypy: disable-error-code="untyped-decorator"
+# mypy: disable-error-code="untyped-decorator, assignment"
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ Array = npt.NDArray[Any]
 
 _PART = 4096
 """Elements whose intermediate results stay next to a processor."""
-
 
 
 @njit(inline="always")
@@ -90,13 +89,13 @@ def _decide_short(weight: Array, added: Array, bound: Any, out: Array, flags: Ar
 
 @njit(nogil=True, error_model="numpy")
 def move(indices: Array, by: int) -> None:
-    """Add to all of some indices. (Expressions of arrays take numba seconds to compile.)"""
+    """Add `by` to each of some indices: as an expression of arrays it takes numba seconds to compile."""
     for at in range(indices.size):
         indices[at] += by
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def decide(  # noqa: C901, PLR0913 - a compiled loop is one function, and takes arrays
+def decide(  # noqa: PLR0913 - a compiled loop is one function, and takes arrays
     weight: Array, added: Array, error: Array, slack: float, is_exact: bool, edge: int, out: Array, where: Array
 ) -> int:
     """Round weight + added into `out`, and list the elements for which that is not certain; see `filter`.
@@ -179,7 +178,7 @@ def _likeliest_short(merged: Array, delta: Array, guess: Array, flags: Array, di
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def listing(flags: Array, places: Array) -> int:
-    """Write indices of what is not 0 in `flags` (n; bool or uint8) to the beginning of `places` (n), return how many."""
+    """Write indices of what is not 0 in `flags` (n; bool or uint8) to the start of `places` (n), return how many."""
     found = several = 0
     whole = flags.size // 8 * 8
     eights = flags[:whole].view(np.uint64)

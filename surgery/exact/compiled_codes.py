@@ -3,7 +3,7 @@
 Forms with candidates only: `is_zeros` tells `zeros` from `ranks`.
 """
 
-# mypy: disable-error-code="untyped-decorator"
+# mypy: disable-error-code="untyped-decorator, assignment"
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Merging a block in one compiled pass, from factors to the candidates of its residue; see `surgery.exact.compiled`."""
 
-# mypy: disable-error-code="untyped-decorator"
+# mypy: disable-error-code="untyped-decorator, assignment"
 
 from __future__ import annotations
 
@@ -184,8 +184,8 @@ def _combine(into: Array, more: Array, factor: float) -> None:
                 into[row, column] *= factor
 
 
-def _built(stamp: int) -> Any:
-    """Return `whole_pass`: numba keeps what it compiled by the time of this file and by `stamp`, which tells the others."""
+def _built(stamp: int) -> Any:  # noqa: PLR0915 - as above
+    """Return `whole_pass`: numba knows what it compiled by the time of this file, and by `stamp`, of the others."""
 
     @njit(nogil=True, cache=True, error_model="numpy")
     def whole_pass(  # noqa: PLR0913 - as above
@@ -198,15 +198,15 @@ def _built(stamp: int) -> Any:
             weight: (n, in) patterns, the first row being row `start` of the matrix.
             factors: of `added`: left, right, groups and scales.
             dots: of `settled`: up, down, norms, rooms and unit.
-            rule: of `decide`: error (rows of the matrix), slack, is_exact, edge; and whether to round by it, or by `once`.
+            rule: of `decide`: error (rows of the matrix), slack, is_exact, edge; and whether that rules, or `once`.
             tiles: first rows of the tiles to do, int64.
             is_rounded: whether `out` is there already.
             out: (n, in) patterns.
             where: int64, as many as elements: begins with flat indices of those that are not rounded, afterwards. Their
                 tiles are left out of all that follows.
             known: guess (n * in) patterns; places, first and counts of `interval`; where of `strays`. None for none.
-            counted: int64, written to: how many indices `where` has, how many `places`, how many strays, how many elements
-                at places whose guess is wrong.
+            counted: int64, written to: how many indices `where` has, how many `places`, how many strays, how many
+                elements at places whose guess is wrong.
             sums: of `totals`.
         """
         columns = weight.shape[1]

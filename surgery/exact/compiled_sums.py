@@ -1,6 +1,6 @@
 """What a report tells of a block, added up by a compiled loop; see `surgery.exact.compiled`."""
 
-# mypy: disable-error-code="untyped-decorator"
+# mypy: disable-error-code="untyped-decorator, assignment"
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _GUARD = threading.Lock()
 
 
 def compiled_for(tensor: torch.Tensor, part: str = "") -> ModuleType | None:
-    """Return `surgery.exact.compiled`, or its `part`, if that can and should work on a tensor of this dtype and size."""
+    """Return `surgery.exact.compiled`, or its `part`, if it can and should work on a tensor of this dtype and size."""
     found = _compiled() if tensor.numel() >= max(1, _WORTH) and tensor.dtype in _DTYPES else None
     if found is None or not part:
         return found

@@ -44,7 +44,7 @@ class Passage:
 def passage(
     weight: torch.Tensor, delta: Delta, start: int, *, correct: bool, out: torch.Tensor, with_residue: bool
 ) -> Passage | None:
-    """Do to rows start..start+n what `merge_block`, `Delta.block` and `encode` do, to the bit; None where that is not done.
+    """Do to rows start..start+n what `merge_block`, `Delta.block` and `encode` do, to the bit; None where it does not.
 
     Args:
         weight, delta, start, correct, out: as of `merge_block`; `out` is not `weight`.
@@ -70,8 +70,8 @@ def passage(
             own, start, delta.joined(correct=is_wide), delta.approximation.dots, rule, tiles, is_rounded, result,
             where, (guess, places, first, counts, wrong), counted, sums,
         )  # fmt: skip
-        open_, several, stray, there = counted.tolist()
-        found.append([*(one[:several] for one in (places, first, counts)), wrong[:stray], np.array([there])])
+        open_, several, stray, lost = counted.tolist()
+        found.append([*(one[:several] for one in (places, first, counts)), wrong[:stray], np.array([lost])])
         left = where[:open_]
         tiles, is_rounded = np.unique(left // weight.shape[1] // loops.TILE) * loops.TILE, True
         if not open_:

@@ -90,7 +90,7 @@ def encode_known(original: torch.Tensor, known: Candidates, strays: Strays | Non
         strays: of these, where they are known as well.
     """
     own = patterns(original)
-    code, digest = _CODES[original.dtype], xxhash.xxh3_64_intdigest(own)
+    code, digest = _CODES[original.dtype], xxhash.xxh3_64_intdigest(own.data)
     loops = compiled_for(original, "codes")
     if loops is not None:
         kind, count, body = _compiled(loops, own, known, strays or strays_of(original, known))
@@ -169,7 +169,7 @@ def decode(merged: torch.Tensor, delta_block: torch.Tensor, blob: bytes) -> torc
         found = np.frombuffer(body, patterns(merged).dtype).copy()
     else:
         found = _apply(candidates(merged, delta_block), header, blob, compiled_for(merged, "codes"))
-    if xxhash.xxh3_64_intdigest(found) != header.digest:
+    if xxhash.xxh3_64_intdigest(found.data) != header.digest:
         raise _damaged("it decodes to something else than what was encoded")
     return unpatterned(found, merged)
 
@@ -192,7 +192,7 @@ def _read(blob: bytes, elements: int, code: int) -> _Header:
 def _apply(known: Candidates, header: _Header, blob: bytes, loops: ModuleType | None) -> Ints:
     """Return the patterns that a blob, not a raw one, makes of what is known.
 
-    With `loops`, `surgery.exact.compiled_codes`, those are written over `known.guess`.
+    With `loops`, `surgery.exact.compiled_codes`, they are written over `known.guess`.
     """
     is_zeros = header.kind == _ZEROS
     if is_zeros and loops is None:
@@ -200,32 +200,33 @@ def _apply(known: Candidates, header: _Header, blob: bytes, loops: ModuleType | 
     guess = known.guess
     places_end = _HEADER.size + 4 * header.patches
     patches_end = places_end + guess.dtype.itemsize * header.patches
-    several = known.places, known.first, known.counts
-    if header.kind == _SPARSE:
-        codes = 0
-    elif loops is None:
-        codes = packed_size(known.widths)
-    else:
-        codes = loops.sizes(guess[:0], *several, is_zeros)[1]
+    codes = 0
+    if header.kind != _SPARSE:
+        several = known.places, known.first, known.counts
+        codes = packed_size(known.widths) if loops is None else loops.sizes(guess[:0], *several, is_zeros)[1]
     if len(blob) != patches_end + codes:
         raise _damaged(f"it has {len(blob)} bytes and should have {patches_end + codes}")
     places = np.frombuffer(blob, "<u4", header.patches, _HEADER.size).astype(np.int64)
     if places.size and (int(places[-1]) >= guess.size or bool((np.diff(places) <= 0).any())):
         raise _damaged("its indices are not ascending or out of range")
-    found, is_known = guess, True
-    if loops is None:
-        found = guess.copy()
-    if header.kind != _SPARSE and loops is not None:
-        is_known = loops.filled(found, *several, is_zeros, np.frombuffer(blob, np.uint8, codes, patches_end))
-    elif header.kind != _SPARSE:
-        ranks = unpack(blob[patches_end:], known.widths)
-        is_known = not bool((ranks >= known.counts).any())
-        if is_known:
-            found = known.filled(ranks)
-    if not is_known:
-        raise _damaged("it chooses a candidate that does not exist")
-    found[places] = np.frombuffer(blob, guess.dtype, header.patches, places_end)
-    return found
+    if header.kind != _SPARSE:
+        guess = _chosen(known, np.frombuffer(blob, np.uint8, codes, patches_end), is_zeros, loops)
+    elif loops is None:
+        guess = guess.copy()
+    guess[places] = np.frombuffer(blob, guess.dtype, header.patches, places_end)
+    return guess
+
+
+def _chosen(known: Candidates, codes: Ints, is_zeros: bool, loops: ModuleType | None) -> Ints:
+    """Return patterns with the candidates that `codes` (uint8) choose; `is_zeros` is done already without `loops`."""
+    if loops is not None:
+        if loops.filled(known.guess, known.places, known.first, known.counts, is_zeros, codes):
+            return known.guess
+    else:
+        ranks = unpack(codes.tobytes(), known.widths)
+        if not bool((ranks >= known.counts).any()):
+            return known.filled(ranks)
+    raise _damaged("it chooses a candidate that does not exist")
 
 
 def _check(one: torch.Tensor, other: torch.Tensor, delta: torch.Tensor) -> None:
