@@ -150,13 +150,14 @@ def warm() -> None:
     import torch
 
     from surgery.checkpoint.report import Tally
-    from surgery.exact import Delta, Product, encode, merge_block
+    from surgery.exact import Delta, Product, encode, merge_block, passage
 
     weight, added = torch.randn(512, 512).bfloat16(), torch.empty(512, 512, dtype=torch.float64)
     delta = Delta([Product(torch.ones(512, 1), torch.ones(1, 512))], (512, 512))
     merged = merge_block(weight, delta, 0, added=added)
     Tally().add(weight, merged, added)
     encode(weight, merged, added)
+    passage(weight, delta, 0, correct=True, out=merged, with_residue=True)
 
 
 def peak() -> int:

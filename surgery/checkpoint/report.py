@@ -35,13 +35,12 @@ class Tally:
     def add(self, old: torch.Tensor, new: torch.Tensor, delta: torch.Tensor) -> None:
         """Count a block: base, merged, and what was to be added (float64)."""
         flat = old.reshape(-1), new.reshape(-1), delta.reshape(-1)
-        loops = compiled_for(old) if old.dtype == new.dtype else None
+        loops = compiled_for(old, "sums") if old.dtype == new.dtype else None
         if loops is not None:
-            found = np.empty(5)
+            found = np.zeros(5)
             loops.totals(unsigned(flat[0]), unsigned(flat[1]), flat[2].numpy(), found)
-            if np.isfinite(found).all():
-                self._count(old.numel(), *found.tolist())
-                return
+            self.count(old.numel(), *found.tolist())
+            return
         for start in range(0, old.numel(), _IN_CACHE):
             self._add(*(one[start : start + _IN_CACHE] for one in flat))
 
@@ -61,9 +60,10 @@ class Tally:
             stuck = int(((wanted != 0) & (stored == 0)).sum())
         error = stored.sub_(wanted)
         sums = (base, float(torch.dot(wanted, wanted)), float(torch.dot(error, error)))
-        self._count(old.numel(), *sums, moving, stuck)
+        self.count(old.numel(), *sums, moving, stuck)
 
-    def _count(self, elements: int, base: float, delta: float, error: float, moving: float, stuck: float) -> None:
+    def count(self, elements: int, base: float, delta: float, error: float, moving: float, stuck: float) -> None:
+        """Add what `surgery.exact.compiled_sums.totals` says of so many elements."""
         self.elements += elements
         self.base += base
         self.delta += delta

@@ -26,6 +26,7 @@ from surgery.errors import DriftError, StateError
 from surgery.exact import encode
 from surgery.operation import MergeRecord
 from surgery.operation.bits import as_bytes
+from surgery.operation.change import Change
 from surgery.planning.checkpoint import Piece
 
 __all__ = ["Stream", "Tell"]
@@ -230,20 +231,13 @@ class Stream:
                 whole.update(bits)
             result = rows
             if new:
-                change = new[block.matrix]
                 room = memoryview(self._buffer("out", block.rows * block.columns * into.itemsize))
-                outgoing = as_tensor(room, block, into)
+                result = as_tensor(room, block, into)
                 try:
-                    added = self._doubles(block.rows, block.columns)
-                    result = change.merge(rows, block.row, self._correct, outgoing, added)
+                    self._merge(header.name, rows, result, new[block.matrix], block.row, tally)
                 except StateError as error:
                     where = f"{header.file.name}: tensor {header.name!r}, {error.where}".removesuffix(", ")
                     raise StateError(error.what, where, error.hint) from error
-                if tally is not None:
-                    tally.add(as_wide(rows, result), result, added)
-                # What is added by a sum is what is predicted of it.
-                predicted = added if change.is_sum else None
-                self._remember(header.name, rows, result, predicted, change, block.row)
             bits = as_bytes(result)
             after.update(bits)
             self._put(header.file.name, place.start + block.offset * into.itemsize, bits)
@@ -254,6 +248,27 @@ class Stream:
             hint = "restore the file from a copy, or merge into the base again"
             raise DriftError(what, f"{header.file}: tensor {header.name!r}", hint)
         return TensorRecord(header.file.name, base.hexdigest(), after.hexdigest(), 0 if new else -1)
+
+    def _merge(
+        self, name: str, rows: torch.Tensor, out: torch.Tensor, change: Rows, start: int, tally: Tally | None
+    ) -> None:
+        """Write merged rows to `out`, count them, and keep what gives `rows` back."""
+        if tally is not None and isinstance(change, Change) and out.dtype == rows.dtype:
+            passed = change.passed(rows, start, correct=self._correct, out=out, with_residue=self._undo == "residue")
+            if passed is not None:
+                tally.count(rows.numel(), *passed.sums)
+                blob: bytes | memoryview | None = passed.residue
+                if self._undo == "copy":
+                    blob = as_bytes(rows)
+                if blob is not None:
+                    self._spool_blob(name, blob)
+                return
+        added = self._doubles(*rows.shape)
+        change.merge(rows, start, self._correct, out, added)
+        if tally is not None:
+            tally.add(as_wide(rows, out), out, added)
+        # What is added by a sum is what is predicted of it.
+        self._remember(name, rows, out, added if change.is_sum else None, change, start)
 
     def _put(self, name: str, offset: int, bits: memoryview) -> None:
         """Write into the file `name`, unless that one is only read."""
@@ -279,6 +294,9 @@ class Stream:
             blob = as_bytes(rows)
         else:
             return
+        self._spool_blob(name, blob)
+
+    def _spool_blob(self, name: str, blob: bytes | memoryview) -> None:
         with self._guard:
             at, self._spooled = self._spooled, self._spooled + len(blob)
             self._blobs.setdefault(name, []).append((at, len(blob)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -57,8 +58,22 @@ class Approximation:
 
     def error(self, unit: float, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """Return how far a product of these norms can be off where arithmetic has the unit roundoff `unit`."""
-        bound: torch.Tensor = rows * columns * ((self.length + 4) * unit * _SLACK)
+        bound: torch.Tensor = rows * columns * self._share(unit)
         return bound
+
+    def _share(self, unit: float) -> float:
+        return (self.length + 4) * unit * _SLACK
+
+    @cached_property
+    def dots(self) -> tuple[Any, Any, tuple[Any, Any], tuple[Any, Any], float]:
+        """Return, for products of single elements as `at` has them, numpy's views of all that it takes.
+
+        `up`, `down_rows`; norms of rows and columns, and the share of their product that is the error; and bits that a
+        row leaves and a column takes: where they fit there is no error.
+        """
+        norms = self.row_norm.numpy(), self.column_norm.numpy()
+        rooms = self._row_room.numpy(), self._column_span.numpy()
+        return self.up.numpy(), self.down_rows.numpy(), norms, rooms, self._share(2.0**-53)
 
     @cached_property
     def largest_column(self) -> torch.Tensor:

@@ -44,15 +44,18 @@ class Candidates:
         guess: (n), bit patterns as signed integers: the likeliest original of each element.
         places: (m), indices of elements with several candidates, ascending.
         first: (m), int64, the first candidate of each in the order of numbers.
-        widths: (m), bits that tell its candidates apart, at least 1.
         counts: (m), int64, the number of candidates, at least 2.
     """
 
     guess: Ints
     places: Ints
     first: Ints
-    widths: Ints
     counts: Ints
+
+    @property
+    def widths(self) -> Ints:
+        """Return (m), int64: bits that tell the candidates of each place apart, at least 1."""
+        return np.frexp((self.counts - 1).astype(np.float64))[1].astype(np.int64)
 
     def filled(self, ranks: Ints) -> Ints:
         """Return patterns with the candidate `ranks` (m) at each place."""
@@ -79,7 +82,7 @@ class Candidates:
         guess = self.guess.copy()
         guess[self.places[may_be]] = 0
         rest = ~may_be
-        return Candidates(guess, self.places[rest], self.first[rest], self.widths[rest], self.counts[rest])
+        return Candidates(guess, self.places[rest], self.first[rest], self.counts[rest])
 
     def ranks(self, original: Ints) -> Ints:
         """Return which candidate each place of `original` (n) patterns is; 0 where it is none of them."""
@@ -105,24 +108,20 @@ def candidates(merged: torch.Tensor, delta: torch.Tensor) -> Candidates:
     """
     none = np.empty(0, np.int64)
     if not merged.is_floating_point():
-        return Candidates(_on_grid(merged, delta), none, none, none, none)
+        return Candidates(_on_grid(merged, delta), none, none, none)
     loops = compiled_for(merged)
     if loops is not None:
         return _compiled(loops, merged.reshape(-1), delta.reshape(-1))
     guess, places = _likeliest(merged.reshape(-1), delta.reshape(-1))
     if not places.size:
-        return Candidates(guess, none, none, none, none)
+        return Candidates(guess, none, none, none)
     own = patterns(merged)
     low, high = _interval(own[places].astype(np.int64), delta.reshape(-1)[torch.from_numpy(places)], merged.dtype)
     counts = np.clip(high - low + 1, 0, 1 << (8 * guess.dtype.itemsize))
     single = counts == 1
     guess[places[single]] = _order(low[single], guess.dtype.itemsize).astype(guess.dtype)
     many = counts > 1
-    return Candidates(guess, places[many], low[many], _widths(counts[many]), counts[many])
-
-
-def _widths(counts: Ints) -> Ints:
-    return np.frexp((counts - 1).astype(np.float64))[1].astype(np.int64)
+    return Candidates(guess, places[many], low[many], counts[many])
 
 
 def _compiled(loops: ModuleType, merged: torch.Tensor, delta: torch.Tensor) -> Candidates:
@@ -138,7 +137,7 @@ def _compiled(loops: ModuleType, merged: torch.Tensor, delta: torch.Tensor) -> C
         count = loops.interval(own[part], wide[part], flags, guess[part], places, first, counts)
         found.append((places[:count] + start, first[:count].copy(), counts[:count].copy()))
     places, first, counts = (np.concatenate(several) for several in zip(*found, strict=True))
-    return Candidates(guess.view(_SIGNED[guess.dtype.itemsize]), places, first, _widths(counts), counts)
+    return Candidates(guess.view(_SIGNED[guess.dtype.itemsize]), places, first, counts)
 
 
 def _likeliest(merged: torch.Tensor, delta: torch.Tensor) -> tuple[Ints, Ints]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 
@@ -122,6 +123,34 @@ class Delta:
     @cached_property
     def _first_slices(self) -> tuple[Sliced, ...]:
         return tuple(self._cut(only_first=True))
+
+    def joined(self, *, correct: bool) -> tuple[Any, Any, Any, Any]:
+        """Return what `block` multiplies, as numpy's arrays, side by side in the order of its sums.
+
+        Left factors (out, k) and right ones (k, in); (m, 3): the terms at which a group begins and ends, and its
+        product; and the scales of products. Groups are filled with zeros to multiples of four terms.
+        """
+        return self._whole_joined if correct else self._first_joined
+
+    @cached_property
+    def _whole_joined(self) -> tuple[Any, Any, Any, Any]:
+        return self._join(self._all_slices)
+
+    @cached_property
+    def _first_joined(self) -> tuple[Any, Any, Any, Any]:
+        return self._join(self._first_slices)
+
+    def _join(self, slices: tuple[Sliced, ...]) -> tuple[Any, Any, Any, Any]:
+        lefts, rights, groups, end = [], [], [], 0
+        for index, cuts in enumerate(slices):
+            for left, right in reversed(cuts.groups):
+                begin, end = end, end + -(-left.shape[1] // 4) * 4
+                groups.append((begin, end, index))
+                missing = end - begin - left.shape[1]
+                lefts.append(torch.nn.functional.pad(left, (0, missing)))
+                rights.append(torch.nn.functional.pad(right, (0, 0, 0, missing)))
+        scales = np.array([product.scale for product in self.products], np.float64)
+        return torch.cat(lefts, 1).numpy(), torch.cat(rights).numpy(), np.array(groups, np.int64), scales
 
     def _cut(self, *, only_first: bool) -> Iterator[Sliced]:
         for product in self.products:

@@ -20,7 +20,7 @@ from surgery.exact.loops import unsigned
 from surgery.exact.rounding import Format, format_of, integers
 from surgery.exact.scratch import scratch
 
-__all__ = ["round_quickly", "round_with"]
+__all__ = ["round_quickly", "round_with", "rule_for"]
 
 Flags = npt.NDArray[np.bool_]
 
@@ -112,20 +112,19 @@ def round_with(
         out: (n, in).
     """
     rows = slice(start, start + weight.shape[0])
-    is_wide = weight.dtype == torch.float32
-    error = delta.error(correct=is_wide)[rows]
     where = scratch("where", (weight.numel(),), torch.int64).numpy()
-    count = loops.decide(
-        unsigned(weight),
-        added.numpy(),
-        error if is_wide else error + np.sign(error) * _COARSE,
-        2.0**-51 if is_wide else 2.0**-22,
-        is_wide and delta.approximation.is_exact(rows),
-        format_of(weight.dtype).edge,
-        unsigned(out),
-        where,
-    )
+    error, *rule = rule_for(delta, rows, weight.dtype)
+    count = loops.decide(unsigned(weight), added.numpy(), error[rows], *rule, unsigned(out), where)
     return where[:count].copy()
+
+
+def rule_for(delta: Delta, rows: slice, dtype: torch.dtype) -> tuple[npt.NDArray[Any], float, bool, int]:
+    """Return by what `decide` rounds sums in these rows: error (of all rows), slack, is_exact, edge."""
+    is_wide = dtype == torch.float32
+    error = delta.error(correct=is_wide)
+    is_exact = is_wide and delta.approximation.is_exact(rows)
+    slack = 2.0**-51 if is_wide else 2.0**-22
+    return error if is_wide else error + np.sign(error) * _COARSE, slack, is_exact, format_of(dtype).edge
 
 
 def _is_single_single() -> bool:

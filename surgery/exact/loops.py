@@ -25,9 +25,13 @@ _DTYPES = frozenset({torch.bfloat16, torch.float32})
 _GUARD = threading.Lock()
 
 
-def compiled_for(tensor: torch.Tensor) -> ModuleType | None:
-    """Return `surgery.exact.compiled` if it can and should work on a tensor of this dtype and size."""
-    return _compiled() if tensor.numel() >= max(1, _WORTH) and tensor.dtype in _DTYPES else None
+def compiled_for(tensor: torch.Tensor, part: str = "") -> ModuleType | None:
+    """Return `surgery.exact.compiled`, or its `part`, if it can and should work on a tensor of this dtype and size."""
+    found = _compiled() if tensor.numel() >= max(1, _WORTH) and tensor.dtype in _DTYPES else None
+    if found is None or not part:
+        return found
+    with _GUARD:
+        return importlib.import_module(f"surgery.exact.compiled_{part}")
 
 
 def unsigned(tensor: torch.Tensor) -> npt.NDArray[Any]:

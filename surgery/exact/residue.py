@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,9 +25,11 @@ import xxhash
 
 from surgery.errors import CheckpointError, StateError
 from surgery.exact.candidates import Candidates, candidates, patterns, unpatterned
+from surgery.exact.coded import Strays, coded_size, strays_of, write
+from surgery.exact.loops import compiled_for
 from surgery.exact.packing import pack, packed_size, unpack
 
-__all__ = ["decode", "encode"]
+__all__ = ["decode", "encode", "encode_known"]
 
 Ints = npt.NDArray[Any]
 
@@ -75,13 +78,28 @@ def encode(original: torch.Tensor, merged: torch.Tensor, delta_block: torch.Tens
         StateError: tensors that do not fit each other, an unknown dtype, or 2**32 elements.
     """
     _check(original, merged, delta_block)
+    return encode_known(original, candidates(merged.contiguous(), delta_block))
+
+
+def encode_known(original: torch.Tensor, known: Candidates, strays: Strays | None = None) -> bytes:
+    """Do as `encode` does where the candidates are known; `known.guess` is not what it was, afterwards.
+
+    Args:
+        original: as of `encode`.
+        known: `candidates(merged, delta_block)`.
+        strays: of these, where they are known as well.
+    """
     own = patterns(original)
-    code, digest = _CODES[original.dtype], xxhash.xxh3_64_intdigest(own.tobytes())
-    known = candidates(merged.contiguous(), delta_block)
-    kind, count, body = min(_bodies(own, known), key=lambda choice: len(choice[2]))
+    code, digest = _CODES[original.dtype], xxhash.xxh3_64_intdigest(own.data)
+    loops = compiled_for(original, "codes")
+    if loops is not None:
+        kind, count, body = _compiled(loops, own, known, strays or strays_of(original, known))
+    else:
+        kind, count, body = min(_bodies(own, known), key=lambda choice: len(choice[2]))
     if len(body) < own.nbytes:
         blob = _HEADER.pack(_MAGIC, _VERSION, kind, code, own.size, count, digest) + body
-        if np.array_equal(_apply(known, _read(blob, own.size, code), blob), own):
+        found = _apply(known, _read(blob, own.size, code), blob, loops)
+        if np.array_equal(found, own) if loops is None else not loops.differ(found, own):
             return blob
     return _HEADER.pack(_MAGIC, _VERSION, _RAW, code, own.size, 0, digest) + own.tobytes()
 
@@ -102,6 +120,21 @@ def _bodies(own: Ints, known: Candidates) -> Iterator[tuple[int, int, bytes]]:
         wrong = differs if part is known else own != part.guess
         wrong[part.places] = part.chosen(ranks) != own[part.places]
         yield kind, *_patches(own, wrong, pack(ranks, part.widths))
+
+
+def _compiled(loops: ModuleType, own: Ints, known: Candidates, strays: Strays) -> tuple[int, int, bytes]:
+    """Return the form of `_bodies` that is the smallest."""
+    wrong = len(strays.where) + strays.there
+    sizes = {_SPARSE: (wrong, (4 + own.itemsize) * wrong)}
+    if known.places.size:
+        may_be_zero = known.places[known.may_be_zero]
+        if may_be_zero.size and np.count_nonzero(own[may_be_zero]) * 4 < may_be_zero.size:
+            sizes[_ZEROS] = coded_size(loops, own, known, strays, True)
+        sizes[_RANKS] = coded_size(loops, own, known, strays, False)
+    kind = min(sizes, key=lambda kind: sizes[kind][1])
+    if kind == _SPARSE:
+        return kind, *_patches(own, own != known.guess, b"")
+    return kind, sizes[kind][0], write(loops, own, known, strays, kind == _ZEROS, sizes[kind])
 
 
 def _patches(own: Ints, wrong: Ints, ranks: bytes) -> tuple[int, bytes]:
@@ -135,8 +168,8 @@ def decode(merged: torch.Tensor, delta_block: torch.Tensor, blob: bytes) -> torc
             raise _damaged("a raw body has another size")
         found = np.frombuffer(body, patterns(merged).dtype).copy()
     else:
-        found = _apply(candidates(merged, delta_block), header, blob)
-    if xxhash.xxh3_64_intdigest(found.tobytes()) != header.digest:
+        found = _apply(candidates(merged, delta_block), header, blob, compiled_for(merged, "codes"))
+    if xxhash.xxh3_64_intdigest(found.data) != header.digest:
         raise _damaged("it decodes to something else than what was encoded")
     return unpatterned(found, merged)
 
@@ -156,29 +189,44 @@ def _read(blob: bytes, elements: int, code: int) -> _Header:
     return header
 
 
-def _apply(known: Candidates, header: _Header, blob: bytes) -> Ints:
-    """Return the patterns that a blob, not a raw one, makes of what is known."""
-    if header.kind == _ZEROS:
+def _apply(known: Candidates, header: _Header, blob: bytes, loops: ModuleType | None) -> Ints:
+    """Return the patterns that a blob, not a raw one, makes of what is known.
+
+    With `loops`, `surgery.exact.compiled_codes`, they are written over `known.guess`.
+    """
+    is_zeros = header.kind == _ZEROS
+    if is_zeros and loops is None:
         known = known.zeros()
     guess = known.guess
     places_end = _HEADER.size + 4 * header.patches
     patches_end = places_end + guess.dtype.itemsize * header.patches
-    expected = patches_end + (packed_size(known.widths) if header.kind != _SPARSE else 0)
-    if len(blob) != expected:
-        raise _damaged(f"it has {len(blob)} bytes and should have {expected}")
+    codes = 0
+    if header.kind != _SPARSE:
+        several = known.places, known.first, known.counts
+        codes = packed_size(known.widths) if loops is None else loops.sizes(guess[:0], *several, is_zeros)[1]
+    if len(blob) != patches_end + codes:
+        raise _damaged(f"it has {len(blob)} bytes and should have {patches_end + codes}")
     places = np.frombuffer(blob, "<u4", header.patches, _HEADER.size).astype(np.int64)
     if places.size and (int(places[-1]) >= guess.size or bool((np.diff(places) <= 0).any())):
         raise _damaged("its indices are not ascending or out of range")
-    found = guess
     if header.kind != _SPARSE:
-        ranks = unpack(blob[patches_end:], known.widths)
-        if bool((ranks >= known.counts).any()):
-            raise _damaged("it chooses a candidate that does not exist")
-        found = known.filled(ranks)
+        guess = _chosen(known, np.frombuffer(blob, np.uint8, codes, patches_end), is_zeros, loops)
+    elif loops is None:
+        guess = guess.copy()
+    guess[places] = np.frombuffer(blob, guess.dtype, header.patches, places_end)
+    return guess
+
+
+def _chosen(known: Candidates, codes: Ints, is_zeros: bool, loops: ModuleType | None) -> Ints:
+    """Return patterns with the candidates that `codes` (uint8) choose; `is_zeros` is done already without `loops`."""
+    if loops is not None:
+        if loops.filled(known.guess, known.places, known.first, known.counts, is_zeros, codes):
+            return known.guess
     else:
-        found = guess.copy()
-    found[places] = np.frombuffer(blob, guess.dtype, header.patches, places_end)
-    return found
+        ranks = unpack(codes.tobytes(), known.widths)
+        if not bool((ranks >= known.counts).any()):
+            return known.filled(ranks)
+    raise _damaged("it chooses a candidate that does not exist")
 
 
 def _check(one: torch.Tensor, other: torch.Tensor, delta: torch.Tensor) -> None:

@@ -10,7 +10,7 @@ import torch
 from surgery.adapter.factors import Factors
 from surgery.architecture import Site
 from surgery.errors import StateError
-from surgery.exact import Delta, Product, format_of, merge_block
+from surgery.exact import Delta, Passage, Product, format_of, merge_block, passage
 from surgery.operation.bits import rounded
 from surgery.operation.blame import named
 from surgery.operation.fold import Link
@@ -111,6 +111,14 @@ class Change:
                 "nothing was merged; use a wider dtype or a smaller scale",
             )
         return result if out is None else out.copy_(result)
+
+    def passed(
+        self, weight: torch.Tensor, start: int, *, correct: bool, out: torch.Tensor, with_residue: bool
+    ) -> Passage | None:
+        """Do what `merge` does, and more, in one pass; None where that is not done. See `surgery.exact.passing`."""
+        if not self.is_sum:
+            return None
+        return passage(weight, self._delta, start, correct=correct, out=out, with_residue=with_residue)
 
     @torch.no_grad()
     def unrounded(self, weight: torch.Tensor, start: int) -> torch.Tensor:

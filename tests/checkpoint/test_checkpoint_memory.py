@@ -18,12 +18,14 @@ from pathlib import Path
 from surgery.checkpoint import merge
 import torch
 from surgery.checkpoint.report import Tally
-from surgery.exact import Delta, Product, encode, merge_block
+from surgery.exact import Delta, Product, encode, merge_block, passage
 registry = surgery.load_registry()
 # Libraries and compiled loops are there before anything is measured.
 weight, added = torch.randn(512, 512).bfloat16(), torch.empty(512, 512, dtype=torch.float64)
-merged = merge_block(weight, Delta([Product(torch.ones(512, 1), torch.ones(1, 512))], (512, 512)), 0, added=added)
+delta = Delta([Product(torch.ones(512, 1), torch.ones(1, 512))], (512, 512))
+merged = merge_block(weight, delta, 0, added=added)
 Tally().add(weight, merged, added)
+passage(weight, delta, 0, correct=True, out=merged, with_residue=True)
 encode(weight, merged, added)
 def peak():
     return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmHWM")) * 1024

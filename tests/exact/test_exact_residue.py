@@ -119,7 +119,7 @@ def test_a_flaw_in_the_candidates_costs_bytes_and_no_bits(monkeypatch: pytest.Mo
 
     def wrong(block: torch.Tensor, added: torch.Tensor) -> candidates.Candidates:
         found = real(block, added)
-        return candidates.Candidates(found.guess + 1, found.places, found.first + 3, found.widths, found.counts)
+        return candidates.Candidates(found.guess + 1, found.places, found.first + 3, found.counts)
 
     monkeypatch.setattr(residue, "candidates", wrong)
     blob = encode(original, merged, delta)
