@@ -11,13 +11,14 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgery.engine.scheduler import named
 from surgery.errors import CheckpointError, DataError
 from surgery.registry import Registry
+from surgery.study.along import Known, known_of
 from surgery.study.cells import Cell
 from surgery.study.predicted import step_cost
 from surgery.study.record import Budget, CellRecord, CurvePoint, Lost, Majority, Memory, Timing
@@ -60,7 +61,7 @@ def preflight(cells: Sequence[Cell], registry: Registry) -> None:
     """
     for cell in {cell.arm: cell for cell in cells}.values():
         try:
-            _known(cell, _session(cell, registry))
+            known_of(cell, _session(cell, registry))
         except (CheckpointError, DataError):  # of what all arms share: no arm is to blame
             raise
         except Exception as error:
@@ -88,21 +89,23 @@ def run_cell(cell: Cell, folder: Path, registry: Registry) -> CellRecord:
 
     start = time.perf_counter()
     session = _session(cell, registry)
-    known = _known(cell, session)
-    before = _loss(evaluate(known, _known_split(known))) if known else None
+    known = known_of(cell, session)
+    lost = known.before(session) if known else None
     if cell.trains:
-        record = _trained(cell, session, known, folder)
+        record = _trained(cell, session, known, lost, folder)
     else:
         validation = evaluate(session, "validation").metrics
         record = _record(cell, session, validation, evaluate(session, "test"), None)
-    if known is not None:
-        after = record["forgetting"]["after"] if record["forgetting"] else before
-        record["forgetting"] = Lost(before=before, after=after)
+        if lost is not None:
+            lost["after"] = lost["before"]
+    record["forgetting"] = lost
+    if known is not None and lost is not None:
+        record["notes"].append(known.note(session))
     record["timing"]["total"] = time.perf_counter() - start
     return record
 
 
-def _trained(cell: Cell, session: Session, known: Session | None, folder: Path) -> CellRecord:
+def _trained(cell: Cell, session: Session, known: Known | None, lost: Lost | None, folder: Path) -> CellRecord:
     from surgery.operation import operate
     from surgery.study.exact import Snapshot
     from surgery.training.fit import evaluate, fit
@@ -116,9 +119,8 @@ def _trained(cell: Cell, session: Session, known: Session | None, folder: Path) 
     with operate(session.model, session.plan, registry=session.registry) as operation:
         result = fit(session, operation, cell.spec.training, seed=cell.seed)
         record = _record(cell, session, _validation(session, result), evaluate(session, "test"), result)
-        if known is not None:
-            after = _loss(evaluate(known, _known_split(known)))
-            record["forgetting"] = Lost(before=None, after=after)
+        if known is not None and lost is not None:
+            known.after(lost, session, operation, record["validation"], not record["diverged"])
         if cell.weights and not record["diverged"]:
             record["weights"] = changed_weights(operation)
         record["checkpoint_bytes"], record["checkpoint"] = _saved(operation, folder / ADAPTERS / cell.folder)
@@ -184,32 +186,6 @@ def _require_splits(session: Session) -> None:
             "data.test",
             "name a split or a file under data.test; validation only chooses learning rates",
         )
-
-
-def _known(cell: Cell, session: Session) -> Session | None:
-    """Return the session for text that the base knows: the same model, other examples."""
-    if cell.forgetting is None:
-        return None
-    key = ("known", repr(cell.forgetting))
-    if key not in session.cache:
-        from surgery.training import load_data
-
-        loaded = load_data(cell.forgetting, session.task.columns, session.registry)
-        split = "test" if "test" in loaded.splits else "validation"
-        table = loaded.splits[split]
-        examples = session.task.encode(table, session.tokenizer, session.labels, session.options, table.where)
-        session.cache[key] = (split, loaded.hashes[split], examples, {})
-    split, digest, examples, cache = session.cache[key]
-    hashes = {**session.hashes, "known": digest}
-    return replace(session, examples={split: examples}, hashes=hashes, cache=cache)
-
-
-def _known_split(known: Session) -> str:
-    return next(iter(known.examples))
-
-
-def _loss(evaluation: Evaluation) -> float | None:
-    return _finite(evaluation.metrics.get("loss"))
 
 
 def _record(

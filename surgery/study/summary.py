@@ -10,8 +10,11 @@ import numpy as np
 
 from surgery.study.audit import Check, audit, blocking, untrained
 from surgery.study.choose import Choice
+from surgery.study.forgetting import Forgotten, rise, unit_of_probe
+from surgery.study.forgotten import forgotten
 from surgery.study.measure import Measure, Score, measure
 from surgery.study.predicted import StepCost, apart
+from surgery.study.probe_audit import probe_checks
 from surgery.study.record import CellRecord, Memory, MetricInfo
 from surgery.study.spec import FROZEN, MAJORITY, StudySpec
 from surgery.study.statistics import Estimate, Interval, Paired, across_seeds, holm, mcnemar, paired
@@ -45,7 +48,7 @@ class Row:
         checkpoint_bytes: size of the adapter checkpoint's files.
         elements, differ: numbers compared in merge round trips, and those whose bits changed.
         logit_change: largest change of a logit by merging, over seeds.
-        forgetting, known_before, known_after: rise of the loss on text the base knows, and the losses, in nats.
+        forgetting, known_before, known_after: how much worse the probe of forgetting is, and its scores, in its unit.
         flag: why the arm counts as not trained; empty if it does not.
     """
 
@@ -105,6 +108,8 @@ class Summary:
         choices: how each learning rate was chosen.
         test_reads: how often the test split was read in all.
         notes: what else a reader must know.
+        forgotten: what each arm forgot, at the end and at equal learning; None where that was not measured.
+        probe_unit: unit of what `Row.forgetting` says.
     """
 
     name: str
@@ -120,6 +125,8 @@ class Summary:
     choices: tuple[Choice, ...]
     test_reads: int
     notes: tuple[str, ...] = ()
+    forgotten: Forgotten | None = None
+    probe_unit: str = "nats"
 
     def row(self, arm: str) -> Row:
         """Return the row of `arm`."""
@@ -150,7 +157,9 @@ def summarise(
     final = [record for record in records if record["phase"] == "final"]
     metric = final[0]["metric"]
     seeds = study.seeds
-    checks = audit(study, records, [study.label(choice.arm) for choice in choices if choice.edge])
+    lost = forgotten(study, final, untrained(final))
+    edges = [study.label(choice.arm) for choice in choices if choice.edge]
+    checks = (*audit(study, records, edges), *probe_checks(study, final, lost))
     measured = measure(final, metric["name"], seeds, study.resamples, score)
     rows = [_row(study, arm, final, choices) for arm in _order(study, final)]
     rows = [_clocked(row, (turns or {}).get(row.arm)) for row in rows]
@@ -170,6 +179,8 @@ def summarise(
         choices=tuple(choices),
         test_reads=sum(record["test_reads"] for record in records),
         notes=tuple(dict.fromkeys(note for record in records for note in record["notes"])),
+        forgotten=lost,
+        probe_unit=unit_of_probe(final),
     )
 
 
@@ -239,10 +250,10 @@ def _clocked(row: Row, turns: Turns | None) -> Row:
 def _with_forgetting(row: Row, own: Sequence[CellRecord]) -> Row:
     lost = [record["forgetting"] for record in own if record["forgetting"]]
     before, after = [item["before"] for item in lost], [item["after"] for item in lost]
-    rise = [None if b is None or a is None else a - b for b, a in zip(before, after, strict=True)]
-    if not rise:
+    if not lost:
         return row
-    return replace(row, forgetting=_estimate(rise), known_before=_mean(before), known_after=_mean(after))
+    risen = [rise(item) for item in lost]
+    return replace(row, forgetting=_estimate(risen), known_before=_mean(before), known_after=_mean(after))
 
 
 def _majority_row(row: Row, final: Sequence[CellRecord]) -> Row:

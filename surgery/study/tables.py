@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from surgery.study.forgetting_tables import forgetting_tables
 from surgery.study.record import CellRecord
 from surgery.study.results import write_atomically
 from surgery.study.statistics import Estimate, Interval
@@ -24,7 +25,7 @@ Table: TypeAlias = tuple[tuple[str, ...], list[tuple[str, ...]]]
 def tables(summary: Summary, records: Sequence[CellRecord]) -> dict[str, Table]:
     """Return file name (without .csv) -> table. Units stand in the column names."""
     found = {
-        "arms": _texts([_arm(row) for row in summary.rows]),
+        "arms": _texts([_arm(row, summary.probe_unit) for row in summary.rows]),
         "costs": _texts([line for row in summary.rows for line in _costs(row)]),
         "runs": _texts([_run(record) for record in records]),
         "learning_rates": _texts(
@@ -53,7 +54,7 @@ def tables(summary: Summary, records: Sequence[CellRecord]) -> dict[str, Table]:
     if any("weights" in record for record in records):
         found["weights"] = _texts([{"arm": arm, **row} for arm, row in weight_medians(records).items()])
         found["matrices"] = _texts([_matrix(record, matrix) for record, matrix in measured(records)])
-    return found
+    return found | {name: _texts(rows) for name, rows in forgetting_tables(summary).items()}
 
 
 def write_tables(folder: Path, summary: Summary, records: Sequence[CellRecord]) -> tuple[Path, ...]:
@@ -69,8 +70,9 @@ def write_tables(folder: Path, summary: Summary, records: Sequence[CellRecord]) 
     return tuple(paths)
 
 
-def _arm(row: Row) -> dict[str, Value]:
+def _arm(row: Row, unit: str) -> dict[str, Value]:
     pair, verdict, memory = row.pair, row.verdict, row.memory
+    known = "known_loss" if unit == "nats" else "known"
     return {
         "arm": row.arm,
         "label": row.label,
@@ -109,9 +111,9 @@ def _arm(row: Row) -> dict[str, Value]:
         "round_trip_elements": row.elements,
         "round_trip_differ": row.differ,
         "merge_logit_change": row.logit_change,
-        **_estimate("forgetting_nats", row.forgetting),
-        "known_loss_before_nats": row.known_before,
-        "known_loss_after_nats": row.known_after,
+        **_estimate(f"forgetting_{unit.lower()}", row.forgetting),
+        f"{known}_before_{unit.lower()}": row.known_before,
+        f"{known}_after_{unit.lower()}": row.known_after,
         "flag": row.flag or None,
     }
 

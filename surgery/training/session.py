@@ -22,7 +22,7 @@ from surgery.training.models import LoadedModel, load_model
 from surgery.training.table import Table
 from surgery.training.trained import refuse_untrained
 
-__all__ = ["Session", "prepare"]
+__all__ = ["Session", "positions", "prepare"]
 
 
 @dataclass
@@ -177,19 +177,24 @@ def _encode(
     return examples
 
 
-def _check_lengths(model: Any, examples: Mapping[str, list[dict[str, Any]]]) -> None:
-    """Refuse texts that are longer than the model's positions: they would end in an index error deep inside."""
+def positions(model: Any) -> int | None:
+    """Return how many tokens `model` takes; None where it has no positions of its own."""
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     most = getattr(config, "max_position_embeddings", None)
     if not isinstance(most, int):
-        return
+        return None
     for name, module in model.named_modules():
         # Where padding has a position of its own (RoBERTa), counting begins after it.
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            most -= module.padding_idx + 1
-            break
+            return most - int(module.padding_idx) - 1
+    return most
+
+
+def _check_lengths(model: Any, examples: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Refuse texts that are longer than the model's positions: they would end in an index error deep inside."""
+    most = positions(model)
     longest = max((length(example) for split in examples.values() for example in split), default=0)
-    if longest > most:
+    if most is not None and longest > most:
         what = f"the longest example has {longest} tokens, the model takes {most}"
         raise TrainingError(what, "task.max_length", f"write max_length: {most} under task:")
 
