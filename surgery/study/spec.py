@@ -127,7 +127,7 @@ class Forgetting(StrictModel):
             if list(shares) != sorted(set(shares)):
                 lines.append(said("must ascend, each share once", "write along: [0, 0.25, 0.5, 0.75, 1]", ("along",)))
             elif 1 not in shares:
-                lines.append(said("lacks 1, which is the run itself", "add 1 at its end", ("along",)))
+                lines.append(said("must hold 1, which is the run itself", "add 1 at its end", ("along",)))
         if isinstance(shares, list | tuple) and not shares and data.get("examples") is not None:
             lines.append(said("has nothing to be measured along", "remove it, or along: []", ("examples",)))
         return lines
