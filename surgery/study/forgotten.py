@@ -116,7 +116,7 @@ def _number(value: float | None) -> float:
 def _unmatched(own: Sequence[_Run], is_untrained: bool) -> str:
     """Return why an arm cannot be matched; empty if it can."""
     if not own:
-        return "a run has no finite score"
+        return "a run has no finite score, or an earlier version made it"
     if is_untrained:
         return "it did not train"
     points = [point for run in own for point in run.lost["points"]]

@@ -21,6 +21,7 @@ from surgery.study.matched import Place, common_level, reached
 from surgery.study.results import without_timings
 from surgery.study.spec import Forgetting
 from surgery.study.tables import tables
+from surgery.study.words import sentence
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 DATA = {"test": "known.jsonl"}
@@ -254,6 +255,20 @@ def test_a_level_that_needs_no_change_compares_nothing() -> None:
     assert "with the base's body, so nothing was compared" in detail
 
 
+def test_the_verdict_line_says_who_forgets_less_at_equal_learning() -> None:
+    summary = summary_of()
+    told = sentence(summary, summary.row("lora"))
+    assert told.endswith(
+        "Where both have a validation accuracy of 80.0 %, it forgets less: \N{MINUS SIGN}0.220 nats "
+        "[\N{MINUS SIGN}0.220, \N{MINUS SIGN}0.220]."
+    )
+    assert "forgets" not in sentence(summary, summary.row("bias"))  # its probe moved up
+    noisy = summary_of(noise=3.0)
+    assert "the difference in what they forget is unresolved" in sentence(noisy, noisy.row("lora"))
+    for silent in (summary_of(2), summary_of(shared={"texts": 9, "shared_texts": 1, "runs": 9, "shared_runs": 1})):
+        assert "forget" not in sentence(silent, silent.row("lora"))
+
+
 def test_tables_hold_every_point_and_every_place() -> None:
     summary = summary_of(kind="retrieval")
     found = tables(summary, [])  # type: ignore[arg-type]
@@ -325,7 +340,7 @@ def registry() -> Registry:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
-    from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+    from transformers import BertConfig, BertForMaskedLM, BertModel, GPT2Config, GPT2LMHeadModel
 
     folder = tmp_path_factory.mktemp("forgetting")
     for name, (count, start) in {"train": (60, 0), "validation": (20, 500), "test": (30, 900)}.items():
@@ -339,11 +354,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "known.jsonl").write_text("".join(json.dumps(row) + "\n" for row in known), "utf-8")
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    bert = BertModel(BertConfig(vocab_size=32, max_position_embeddings=32, **sizes))
+    config = BertConfig(vocab_size=32, max_position_embeddings=32, **sizes)
+    bert = BertModel(config)
+    BertForMaskedLM(config).save_pretrained(folder / "mlm")
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0))
     bert.save_pretrained(folder / "bert")
     gpt2.save_pretrained(folder / "gpt2")
     save_tokenizer(folder / "bert", ["[PAD]", "[UNK]"], unk_token="[UNK]", pad_token="[PAD]")
+    special = ["[PAD]", "[UNK]", "[MASK]"]
+    save_tokenizer(folder / "mlm", special, unk_token="[UNK]", pad_token="[PAD]", mask_token="[MASK]")
     save_tokenizer(folder / "gpt2", ["<end>", "<unk>"], unk_token="<unk>", eos_token="<end>")
     return folder
 
@@ -465,3 +484,20 @@ def test_a_language_model_begins_its_curve_at_the_base(folder: Path, registry: R
             assert told["points"][-1]["metric"] == record["validation"]["loss"]
             assert told["points"][-1]["score"] == told["after"]
     assert found.arm("lora") is not None
+
+
+def test_a_masked_head_of_the_checkpoint_reads_the_operated_body(folder: Path, registry: Registry) -> None:
+    forgetting = {"data": {"test": str(folder / "known.jsonl")}, "along": [0, 1]}
+    study = tiny_study(folder, "mlm", forgetting=forgetting, seeds=[1], **HEAD)
+    comparison = compare(study, folder / "masked", registry=registry, workers=1)
+    found = comparison.summary.forgotten
+    assert found is not None
+    assert found.probe["kind"] == "masked-lm"
+    for record in comparison.records:
+        told = record["forgetting"]
+        assert told is not None
+        assert told["points"][0]["values"] == told["values"]  # t = 0; and the frozen row's only point
+        if record["arm"] != "frozen":
+            assert told["points"][-1]["values"] != told["values"]
+        assert record["merge"] is not None
+        assert record["merge"]["differ"] == 0
