@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 
+from surgery.adapter import Adapter
+from surgery.architecture import Site
 from surgery.errors import StateError
 from surgery.operation import Operation, operate
-from surgery.operation.blend import blended, change_norm
+from surgery.operation.blend import _PartOfOutput, blended, change_norm
 from surgery.planning import plan
 from surgery.registry import Registry, load_registry
 from surgery.spec import Rule, Spec
@@ -159,3 +162,22 @@ def test_half_precision_is_rounded_once(registry: Registry) -> None:
         with blended(operation, 0.5):
             expected = torch.lerp(base.float(), tuned.float(), 0.5).to(torch.bfloat16)
             assert torch.equal(model.bert.pooler.dense.weight, expected)
+
+
+class InPlace(Adapter):
+    """Trebles the output where it lies, as an adapter may."""
+
+    activates = True
+
+    def fold(self, parameter: str, weight: torch.Tensor, pristine: torch.Tensor) -> torch.Tensor:
+        return 3 * weight
+
+    @classmethod
+    def activate(cls, group: Sequence[InPlace], inputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        return output.mul_(3)
+
+
+def test_an_output_that_is_written_to_is_blended_with_what_it_was() -> None:
+    site = Site("attention.query", "", None, "q", "weight", (2, 2), "float32", "linear")
+    part = _PartOfOutput(((InPlace(site),),), 0.25)
+    assert _PartOfOutput.activate((part,), torch.ones(2), torch.ones(2)).tolist() == [1.5, 1.5]
