@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from surgery.errors import SpecError
 from surgery.registry import Registry, load_registry
 from surgery.report import build_report
 from surgery.study import Comparison, StudySpec, Summary, compare, read_comparison
+from surgery.study.along import _chosen
 from surgery.study.cells import final_cells
 from surgery.study.matched import Place, common_level, reached
 from surgery.study.results import without_timings
@@ -302,6 +304,16 @@ def test_a_study_that_says_nothing_new_keeps_its_hash() -> None:
     assert other.hash != study.hash
     assert StudySpec.model_validate(json.loads(other.canonical_json())) == other
     assert "probe: loss" in other.to_yaml()
+
+
+def test_a_sample_of_validation_is_not_its_first_rows() -> None:
+    session: Any = SimpleNamespace(examples={"validation": range(100)})
+    few, more = (_chosen(session, Forgetting(data=DATA, examples=count)) for count in (10, 40))
+    assert len(few) == 10
+    assert list(few) == sorted(few)
+    assert few[-1] > 50
+    assert set(few) < set(more)
+    assert _chosen(session, Forgetting(data=DATA)) == tuple(range(100))
 
 
 REFUSED = {

@@ -20,7 +20,7 @@ from surgery.training import Session, prepare
 from surgery.training.masked import MaskedProbe, hidden_positions
 from surgery.training.overlap import overlap
 from surgery.training.probes import Probe, make_probe
-from surgery.training.retrieval import reciprocal_ranks
+from surgery.training.retrieval import RetrievalProbe, _pooled, reciprocal_ranks
 
 SPECIAL = ["[PAD]", "[UNK]", "[MASK]", "[CLS]", "[SEP]"]
 GOLDEN = Path(__file__).parent / "golden"
@@ -116,6 +116,10 @@ def test_retrieval_is_the_mean_pooled_cosine_of_transformers(folder: Path, regis
         mean: np.ndarray = states.double().mean(dim=0).numpy()
         return mean / np.linalg.norm(mean)
 
+    assert isinstance(probe, RetrievalProbe)
+    batched = _pooled(session, [*probe.queries, *probe.passages])  # of several lengths, so padded
+    alone = [vector(row[side]) for side in ("query", "passage") for row in rows]
+    np.testing.assert_allclose(batched / np.linalg.norm(batched, axis=1, keepdims=True), alone, atol=1e-6)
     queries, passages = ([vector(row[side]) for row in rows] for side in ("query", "passage"))
     for index, query in enumerate(queries):
         cosines = [float(query @ passage) for passage in passages]
