@@ -73,6 +73,7 @@ class ArmForgetting:
         forgotten, against: at the end of training, and the same minus the reference's.
         moved_up: whether the probe got better by more than its interval: then it measures no forgetting.
         matched: at the largest metric that every arm reaches.
+        pair: at the largest metric that this arm and the reference reach, which a third arm cannot lower.
         equal_change: at the largest |W - W0| that every arm reaches.
         points: of every seed, t ascending.
     """
@@ -87,6 +88,7 @@ class ArmForgetting:
     against: Difference | None
     moved_up: bool
     matched: Matched | None
+    pair: Matched | None
     equal_change: Matched | None
     points: tuple[Point, ...]
 

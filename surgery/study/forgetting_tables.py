@@ -15,8 +15,9 @@ Value: TypeAlias = str | int | float | bool | None
 def forgetting_tables(summary: Summary) -> dict[str, list[dict[str, Value]]]:
     """Return file name (without .csv) -> rows; empty where forgetting was not measured.
 
-    `forgetting` has one row for each arm and place: at the end, at the largest metric and at the largest change that
-    every arm reaches. `forgetting_points` has one for each run and share t.
+    `forgetting` has one row for each arm and place: at the end, at the largest metric that every arm, or that the arm
+    and the reference, reaches, and at the largest change that every arm reaches. `forgetting_points` has one for each
+    run and share t.
     """
     found = summary.forgotten
     if found is None:
@@ -39,7 +40,7 @@ def forgetting_tables(summary: Summary) -> dict[str, list[dict[str, Value]]]:
         for point in one.points
     ]
     rows = [_row(one, "end", None, one.forgotten, one.against, unit) for one in found.arms]
-    for where in ("matched", "equal_change"):
+    for where in ("matched", "pair", "equal_change"):
         for one in found.arms:
             there: Matched | None = getattr(one, where)
             if there is not None:

@@ -19,7 +19,7 @@ from surgery.study.statistics import paired
 
 __all__ = ["forgotten"]
 
-END, LEARNED, CHANGED = "end", "learned", "changed"
+END, LEARNED, CHANGED, PAIR = "end", "learned", "changed", "pair "
 _FEWEST_POINTS = 2
 _FEWEST_ARMS = 2
 
@@ -41,15 +41,24 @@ def forgotten(study: StudySpec, final: Sequence[CellRecord], untrained: Collecti
     left_out = {arm: why for arm in study.arms if (why := _unmatched(runs.get(arm, ()), arm in untrained))}
     able = {arm: own for arm, own in runs.items() if arm in study.arms and arm not in left_out}
     sign = 1.0 if metric["greater_is_better"] else -1.0
-    learned = _shared(LEARNED, able, lambda point: sign * _number(point["metric"]), metric["greater_is_better"])
-    changed = _shared(CHANGED, able, lambda point: _number(point["change"]), True)
+
+    def learned(where: str, arms: Mapping[str, Sequence[_Run]]) -> _Shared:
+        return _shared(where, arms, lambda point: sign * _number(point["metric"]), metric["greater_is_better"])
+
+    levels = {
+        LEARNED: learned(LEARNED, able),
+        CHANGED: _shared(CHANGED, able, lambda point: _number(point["change"]), True),
+    }
+    for arm in able:
+        two = {one: able[one] for one in (study.reference, arm) if one in able}
+        levels[f"{PAIR}{arm}"] = learned(f"{PAIR}{arm}", two)
     drawn = _Drawn(first, study.resamples)
     for arm, own in runs.items():
         drawn.put(arm, END, [(run.base, run.curve[-1]) for run in own])
-        for level in (learned, changed):
+        for where, level in levels.items():
             if arm in level.spots:
                 pairs = zip(own, level.spots[arm], strict=True)
-                drawn.put(arm, level.where, [(run.base, spot.place.of(run.curve)) for run, spot in pairs])
+                drawn.put(arm, where, [(run.base, spot.place.of(run.curve)) for run, spot in pairs])
     shared = first["shared"]
     return Forgotten(
         probe=first["probe"],
@@ -61,7 +70,7 @@ def forgotten(study: StudySpec, final: Sequence[CellRecord], untrained: Collecti
         shared_runs=shared["shared_runs"],
         runs=shared["runs"],
         reference=study.reference,
-        arms=tuple(_arm(study, arm, own, drawn, (learned, changed)) for arm, own in runs.items()),
+        arms=tuple(_arm(study, arm, own, drawn, levels) for arm, own in runs.items()),
         left_out={study.label(arm): why for arm, why in left_out.items()},
     )
 
@@ -185,7 +194,7 @@ class _Drawn:
 
 
 def _arm(
-    study: StudySpec, arm: str, own: Sequence[_Run], drawn: _Drawn, levels: tuple[_Shared, _Shared]
+    study: StudySpec, arm: str, own: Sequence[_Run], drawn: _Drawn, levels: Mapping[str, _Shared]
 ) -> ArmForgetting:
     end = drawn.difference(arm, END)
     ranks = own[0].lost["probe"]["kind"] == "retrieval"
@@ -199,21 +208,22 @@ def _arm(
         forgotten=end,
         against=None if arm == study.reference else drawn.difference(arm, END, study.reference),
         moved_up=end.interval.high < 0,
-        matched=_matched(arm, own, levels[0], drawn, study.reference),
-        equal_change=_matched(arm, own, levels[1], drawn, study.reference),
+        matched=_matched(arm, own, levels[LEARNED], drawn, study.reference),
+        pair=_matched(arm, own, levels.get(f"{PAIR}{arm}"), drawn, study.reference),
+        equal_change=_matched(arm, own, levels[CHANGED], drawn, study.reference),
         points=tuple(_point(run, point) for run in own for point in run.lost["points"]),
     )
 
 
-def _matched(arm: str, own: Sequence[_Run], shared: _Shared, drawn: _Drawn, reference: str) -> Matched | None:
+def _matched(arm: str, own: Sequence[_Run], shared: _Shared | None, drawn: _Drawn, reference: str) -> Matched | None:
     """Return the arm where its runs are at the shared level; None where it has no such place."""
-    if arm not in shared.spots:
+    if shared is None or arm not in shared.spots:
         return None
     pairs = list(zip(own, shared.spots[arm], strict=True))
     levels, shares, changes = [], [], []
     for run, spot in pairs:
         points = run.lost["points"]
-        levels.append(spot.level if shared.where == LEARNED else spot.level / run.norm)
+        levels.append(spot.level / run.norm if shared.where == CHANGED else spot.level)
         shares.append(float(spot.place.of([point["t"] for point in points])))
         changes.append(float(spot.place.of([_number(point["change"]) for point in points])) / run.norm)
     is_compared = arm != reference and reference in shared.spots

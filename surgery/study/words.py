@@ -141,12 +141,12 @@ def _forgets(summary: Summary, row: Row) -> list[str]:
     """Say what the row forgets where it has learned as much as the reference, if the probe can tell and seeds allow."""
     found = summary.forgotten
     own, reference = (found.arm(row.arm), found.arm(summary.reference)) if found else (None, None)
-    if found is None or own is None or reference is None or own.matched is None or own.matched.against is None:
+    if found is None or own is None or reference is None or own.pair is None or own.pair.against is None:
         return []
-    if found.shared_texts or own.moved_up or reference.moved_up or own.matched.against.seeds < FEWEST_SEEDS:
+    if found.shared_texts or own.moved_up or reference.moved_up or own.pair.against.seeds < FEWEST_SEEDS:
         return []
-    against, of = own.matched.against, Unit(1, 3, summary.probe_unit)
-    level = unit_of(found.metric).value(own.matched.level)
+    against, of = own.pair.against, Unit(1, 3, summary.probe_unit)
+    level = unit_of(found.metric).value(own.pair.level)
     where = (
         f"Where both have a validation {found.metric} of {level}{' %' if unit_of(found.metric).scale == 100 else ''}"
     )

@@ -112,6 +112,14 @@ def test_arms_are_compared_where_all_have_learned_alike() -> None:
     assert lora.matched is not None
     assert lora.matched.against is not None
     assert lora.matched.against.difference == pytest.approx(-0.22)
+    # Bias-only and full tuning alone reach 0.85: half way between full tuning's last points, and at bias-only's third.
+    assert bias.pair is not None
+    assert bias.pair.against is not None
+    assert bias.pair.level == pytest.approx(0.85)
+    assert bias.pair.t == pytest.approx(0.5)
+    assert bias.pair.forgotten.difference == pytest.approx(-0.2)
+    assert bias.pair.against.difference == pytest.approx(-0.2 - 0.35)
+    assert full.pair is None
     # The largest change that all reach is bias-only's 1: a quarter of full tuning's, half of LoRA's.
     for arm, share, forgot in ((full, 0.25, 0.1), (lora, 0.5, 0.04), (bias, 1.0, -0.4)):
         assert arm.equal_change is not None
@@ -280,7 +288,7 @@ def test_tables_hold_every_point_and_every_place() -> None:
     assert len(rows) == 3 * (3 * 5 + 1)
     columns, rows = found["forgetting"]
     where = columns.index("where")
-    assert [row[where] for row in rows] == ["end"] * 4 + ["matched"] * 3 + ["equal_change"] * 3
+    assert [row[where] for row in rows] == ["end"] * 4 + ["matched"] * 3 + ["pair"] * 2 + ["equal_change"] * 3
     columns, rows = found["arms"]
     assert {"forgetting_mrr", "known_before_mrr"} <= set(columns)
     assert "known_loss_before_nats" in tables(summary_of(), [])["arms"][0]  # type: ignore[arg-type]
