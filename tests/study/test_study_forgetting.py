@@ -50,14 +50,17 @@ def test_a_curve_is_straight_between_its_points() -> None:
     assert Place(1, 0.0).of([0.0, 4.0]) == 4.0  # the last point has no next one
 
 
-def lost(arm: str, seed: int, items: int = 50, *, kind: str = "loss", noise: float = 0.0, **changes: Any) -> Any:
+def lost(
+    arm: str, seed: int, items: int = 50, *, kind: str = "loss", noise: float = 0.0, common: float = 0.0, **changes: Any
+) -> Any:
     """What a run might say: `CURVES`, on items that differ from each other and hardly between arms."""
     ease = np.random.default_rng(3).random(items)
     own = np.random.default_rng([seed, sum(map(ord, arm))])
     metric, risen = CURVES.get(arm, ([0.5], [0.0]))
     shares = SHARES if len(metric) > 1 else (1.0,)
     sign = -1 if kind == "retrieval" else 1
-    curves = [2 + ease + sign * rise + noise * own.normal(size=items) for rise in risen]
+    hard = common * np.random.default_rng(4).normal(size=items)  # what every change forgets of an item
+    curves = [2 + ease + sign * rise + noise * own.normal(size=items) + hard * bool(i) for i, rise in enumerate(risen)]
     points = [
         {
             "t": share,
@@ -179,6 +182,19 @@ def test_the_interval_counts_seeds_and_items_and_pairs_them() -> None:
     assert width["one"].high > width["one"].low
     assert noisy.arms[1].matched.against.seeds == 5  # type: ignore[union-attr]
     assert noisy.arms[1].matched.against.items == 50  # type: ignore[union-attr]
+
+
+def test_what_is_forgotten_of_an_item_by_all_arms_drops_out_of_differences() -> None:
+    found = summary_of(3, common=1.0).forgotten
+    assert found is not None
+    lora = found.arm("lora")
+    assert lora is not None
+    assert lora.against is not None
+    assert lora.forgotten.interval.high - lora.forgotten.interval.low > 0.3
+    assert lora.against.interval.high - lora.against.interval.low < 1e-6
+    assert lora.matched is not None
+    assert lora.matched.against is not None
+    assert lora.matched.against.interval.high - lora.matched.against.interval.low < 1e-6
 
 
 def checks(summary: Summary) -> dict[str, tuple[str, str]]:
