@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from surgery.study.along import AlongPoint
-from surgery.study.forgetting import ArmForgetting, Difference, Forgotten, Matched, Point, worse
+from surgery.study.arm_forgetting import ArmForgetting, Difference, Forgotten, Matched, Point, worse
 from surgery.study.matched import Place, common_level, reached
 from surgery.study.record import CellRecord, Lost
 from surgery.study.resample import Floats, resampled_ratios

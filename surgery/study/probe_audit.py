@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from surgery.study.arm_forgetting import ArmForgetting, Forgotten
 from surgery.study.audit import Check
-from surgery.study.forgetting import ArmForgetting, Forgotten
 from surgery.study.record import CellRecord, Lost
 from surgery.study.spec import StudySpec
 

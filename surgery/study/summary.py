@@ -8,9 +8,9 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from surgery.study.arm_forgetting import Forgotten, rise, unit_of_probe
 from surgery.study.audit import Check, audit, blocking, untrained
 from surgery.study.choose import Choice
-from surgery.study.forgetting import Forgotten, rise, unit_of_probe
 from surgery.study.forgotten import forgotten
 from surgery.study.measure import Measure, Score, measure
 from surgery.study.predicted import StepCost, apart
