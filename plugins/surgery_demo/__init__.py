@@ -61,6 +61,18 @@ class TorchDocstrings(DataSource):
         return torch_docstrings()
 
 
+class TorchPairs(DataSource):
+    """A retrieval probe for encoders that are tuned on anything but documentation."""
+
+    name = "demo:torch-pairs"
+    summary = "query and passage from docstrings of the installed torch package: a probe of forgetting for encoders"
+
+    def load(self) -> Mapping[str, Rows]:
+        from surgery_demo.pairs import torch_pairs
+
+        return torch_pairs()
+
+
 @hookimpl
 def surgery_models() -> list[ModelSource]:
     return [DemoModels()]
@@ -68,4 +80,4 @@ def surgery_models() -> list[ModelSource]:
 
 @hookimpl
 def surgery_datasets() -> list[DataSource]:
-    return [StdlibDocstrings(), StdlibText(), TorchDocstrings()]
+    return [StdlibDocstrings(), StdlibText(), TorchDocstrings(), TorchPairs()]

@@ -80,6 +80,8 @@ _TITLES = {
     "search": "Best of so many learning rates, expected",
     "readings": "At equal steps, tokens, FLOPs and seconds, from the same curves",
     "metrics": "Further metrics: no verdict rests on them",
+    "forgetting": "What was forgotten: at the end, at equal learning, at an equal change of the weights",
+    "forgetting_points": "Learning and forgetting along W0 + t (W - W0)",
     "checks": "Checklist",
 }
 
@@ -148,7 +150,7 @@ def _lines(summary: Summary, colours: dict[str, Look]) -> tuple[Line, ...]:
 
 
 def _columns(summary: Summary, unit: Unit) -> tuple[str, ...]:
-    forgets = ("forgetting [nats]",) if _forgets(summary) else ()
+    forgets = (f"forgetting [{summary.probe_unit}]",) if _forgets(summary) else ()
     of = f" [{unit.name}]" if unit.name else ""
     level = " [%]" if unit.name == "pt" else of
     return (
@@ -182,7 +184,7 @@ def _row(summary: Summary, row: Row, unit: Unit, look: Look) -> TableRow:
         _memory(row),
         Cell(numbers.size(row.checkpoint_bytes)),
         _merge(row),
-        *((_forgetting(row),) if _forgets(summary) else ()),
+        *((_forgetting(summary, row),) if _forgets(summary) else ()),
     )
     word = row.verdict.word if row.verdict else ""
     return TableRow(row.label, row.kind, look.css, row.flag, word, cells)
@@ -263,14 +265,20 @@ def _merge(row: Row) -> Cell:
     return Cell(f"{row.differ:,} differ", notes, (), bad=row.differ > 0)
 
 
-def _forgetting(row: Row) -> Cell:
+def _forgetting(summary: Summary, row: Row) -> Cell:
     if row.forgetting is None:
         return Cell(numbers.MISSING)
-    nats = Unit(1, 3, "nats")
-    text = nats.signed(row.forgetting.mean)
+    of = Unit(1, 3, summary.probe_unit)
+    text = of.signed(row.forgetting.mean)
     if row.forgetting.interval is not None:
         text += f"{_PLUS_MINUS}{(row.forgetting.interval.high - row.forgetting.interval.low) / 2:.3f}"
-    return Cell(text, (f"{numbers.loss(row.known_before)} → {numbers.loss(row.known_after)}",))
+    notes = (f"{numbers.loss(row.known_before)} → {numbers.loss(row.known_after)}",)
+    own = summary.forgotten.arm(row.arm) if summary.forgotten else None
+    if own is None or own.matched is None:
+        return Cell(text, notes)
+    lost = own.matched.forgotten
+    matched = f"at equal learning {of.signed(lost.difference)} {of.interval(lost.interval)}"
+    return Cell(text, (*notes, matched), ("moved up",) if own.moved_up else ())
 
 
 def _caption(summary: Summary) -> str:

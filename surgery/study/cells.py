@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
-from surgery.spec import DataSpec, Rule, Spec
-from surgery.study.spec import FROZEN, StudySpec
+from surgery.spec import Rule, Spec
+from surgery.study.spec import FROZEN, Forgetting, StudySpec
 
 __all__ = ["Cell", "Phase", "Steps", "final_cells", "rebuilt", "tuning_cell", "tuning_cells"]
 
@@ -32,7 +32,7 @@ class Cell:
         rate: peak learning rate of the adapters.
         spec: the whole spec of the run.
         trains: False for the untouched base model, which is only evaluated.
-        forgetting: text whose loss is measured before and after, in the final phase.
+        forgetting: what is measured before and after, in the final phase.
         probe: how many validation examples measure the change by merging.
         weights: whether it is measured what changed in the weights.
     """
@@ -43,7 +43,7 @@ class Cell:
     rate: float
     spec: Spec
     trains: bool = True
-    forgetting: DataSpec | None = None
+    forgetting: Forgetting | None = None
     probe: int = 32
     weights: bool = False
 
@@ -58,7 +58,7 @@ class Cell:
             "rate": self.rate,
             "spec": json.loads(self.spec.canonical_json()),
             "trains": self.trains,
-            "forgetting": None if self.forgetting is None else self.forgetting.model_dump(mode="json"),
+            "forgetting": _of(self.forgetting),
             "probe": self.probe,
             "weights": self.weights,
         }
@@ -82,6 +82,12 @@ class Cell:
     def __getstate__(self) -> dict[str, object]:
         # The cached key must be computed again where the cell arrives: another version may hash differently.
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def _of(forgetting: Forgetting | None) -> object:
+    """Return what decides about forgetting: data alone stand for themselves, as when there was nothing else."""
+    told = None if forgetting is None else forgetting.model_dump(mode="json")
+    return told["data"] if told is not None and set(told) == {"data"} else told
 
 
 def tuning_cells(study: StudySpec, steps: Steps = None) -> list[Cell]:
@@ -161,7 +167,7 @@ def _built(  # noqa: PLR0913 - what makes a cell
         rules=rules,
     )
     # Forgetting belongs to the report; tuning must stay cheap.
-    forgetting = study.forgetting.data if study.forgetting and phase == "final" else None
+    forgetting = study.forgetting if phase == "final" else None
     return Cell(arm, phase, seed, rate, spec, True, forgetting, study.probe, phase == "final" and study.looks_at(seed))
 
 

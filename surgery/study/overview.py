@@ -17,7 +17,7 @@ def overview(summary: Summary) -> str:
     """
     unit = unit_of(summary.metric["name"])
     metric = f"{summary.metric['name']} [{'%' if unit.name == 'pt' else unit.name}]"
-    forgets = ("forgetting [nats]",) if any(row.forgetting for row in summary.rows) else ()
+    forgets = (f"forgetting [{summary.probe_unit}]",) if any(row.forgetting for row in summary.rows) else ()
     costs = ("CPU ms/step" if summary.clock == "cpu" else "ms/step", "memory", "checkpoint", "bits changed")
     titles = ("arm", "trains", "rate", metric, "difference, 95 %", "verdict", *forgets, *costs)
     lines = [titles, *(_cells(summary, row, unit) for row in summary.rows)]

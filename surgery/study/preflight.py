@@ -8,9 +8,10 @@ from surgery.engine.scheduler import named
 from surgery.errors import CheckpointError, DataError, Problem, SpecError, nearest
 from surgery.registry import Registry
 from surgery.study.allot import counted_work, timed_steps
+from surgery.study.along import known_of
 from surgery.study.cells import Cell
 from surgery.study.conditions import refuse_one_split_twice
-from surgery.study.run_cell import known_session, session_of
+from surgery.study.run_cell import session_of
 from surgery.study.spec import StudySpec
 from surgery.study.turns import Turns, take_turns
 
@@ -29,7 +30,7 @@ def preflight(cells: Sequence[Cell], registry: Registry) -> None:
         try:
             session = session_of(cell, registry)
             refuse_one_split_twice(session)
-            known_session(cell, session)
+            known_of(cell, session)
         except (CheckpointError, DataError):  # of what all arms share: no arm is to blame
             raise
         except Exception as error:

@@ -7,6 +7,7 @@ from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
+from surgery.study.along import AlongPoint, ProbeInfo, Shared
 from surgery.study.conditions import Conditions
 from surgery.study.predicted import StepCost
 
@@ -69,10 +70,20 @@ class Merge(TypedDict):
 
 
 class Lost(TypedDict):
-    """Loss in nats on text that the base knows."""
+    """The probe's score before and after; without `probe`, a loss in nats.
+
+    `values` of the base and `weights` are of each item of the probe, `base_norm` is |W0|, and the last of `points` is
+    the run itself. Records of earlier versions hold the scores alone.
+    """
 
     before: float | None
     after: float | None
+    probe: NotRequired[ProbeInfo]
+    weights: NotRequired[list[float]]
+    values: NotRequired[list[float | None]]
+    shared: NotRequired[Shared]
+    base_norm: NotRequired[float | None]
+    points: NotRequired[list[AlongPoint]]
 
 
 class Memory(TypedDict):

@@ -11,12 +11,13 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgery.errors import DataError
 from surgery.registry import Registry
+from surgery.study.along import Known, known_of
 from surgery.study.cells import Cell
 from surgery.study.conditions import conditions
 from surgery.study.predicted import step_cost
@@ -31,7 +32,6 @@ __all__ = [
     "ADAPTERS",
     "CellRunner",
     "forget_sessions",
-    "known_session",
     "run_cell",
     "session_of",
     "versions",
@@ -71,23 +71,25 @@ def run_cell(cell: Cell, folder: Path, registry: Registry) -> CellRecord:
 
     start = time.perf_counter()
     session = session_of(cell, registry)
-    known = known_session(cell, session)
+    known = known_of(cell, session)
     state = tensors_hash(session.model)  # of this very run, whatever ran in this process before
-    before = _loss(evaluate(known, _known_split(known))) if known else None
+    lost = known.before(session) if known else None
     if cell.trains:
-        record = _trained(cell, session, known, folder)
+        record = _trained(cell, session, known, lost, folder)
     else:
         validation = evaluate(session, "validation").metrics
         record = _record(cell, session, validation, evaluate(session, "test", generate=True), None)
-    if known is not None:
-        after = record["forgetting"]["after"] if record["forgetting"] else before
-        record["forgetting"] = Lost(before=before, after=after)
+        if lost is not None:
+            lost["after"] = lost["before"]
+    record["forgetting"] = lost
+    if known is not None and lost is not None:
+        record["notes"].append(known.note(session))
     record["hashes"]["start"] = state
     record["timing"]["total"] = time.perf_counter() - start
     return record
 
 
-def _trained(cell: Cell, session: Session, known: Session | None, folder: Path) -> CellRecord:
+def _trained(cell: Cell, session: Session, known: Known | None, lost: Lost | None, folder: Path) -> CellRecord:
     from surgery.operation import operate
     from surgery.study.exact import Snapshot
     from surgery.training.fit import evaluate, fit
@@ -102,9 +104,8 @@ def _trained(cell: Cell, session: Session, known: Session | None, folder: Path) 
         result = fit(session, operation, cell.spec.training, seed=cell.seed)
         test = evaluate(session, "test", generate=True)
         record = _record(cell, session, _validation(session, result), test, result)
-        if known is not None:
-            after = _loss(evaluate(known, _known_split(known)))
-            record["forgetting"] = Lost(before=None, after=after)
+        if known is not None and lost is not None:
+            known.after(lost, session, operation, record["validation"], not record["diverged"])
         if cell.weights and not record["diverged"]:
             record["weights"] = changed_weights(operation)
         record["checkpoint_bytes"], record["checkpoint"] = _saved(operation, folder / ADAPTERS / cell.folder)
@@ -171,32 +172,6 @@ def _require_splits(session: Session) -> None:
             "data.test",
             "name a split or a file under data.test; validation only chooses learning rates",
         )
-
-
-def known_session(cell: Cell, session: Session) -> Session | None:
-    """Return the session for text that the base knows: the same model, other examples."""
-    if cell.forgetting is None:
-        return None
-    key = ("known", repr(cell.forgetting))
-    if key not in session.cache:
-        from surgery.training import load_data
-
-        loaded = load_data(cell.forgetting, session.task.columns, session.registry)
-        split = "test" if "test" in loaded.splits else "validation"
-        table = loaded.splits[split]
-        examples = session.task.encode(table, session.tokenizer, session.labels, session.options, table.where)
-        session.cache[key] = (split, loaded.hashes[split], examples, {})
-    split, digest, examples, cache = session.cache[key]
-    hashes = {**session.hashes, "known": digest}
-    return replace(session, examples={split: examples}, hashes=hashes, cache=cache)
-
-
-def _known_split(known: Session) -> str:
-    return next(iter(known.examples))
-
-
-def _loss(evaluation: Evaluation) -> float | None:
-    return _finite(evaluation.metrics.get("loss"))
 
 
 def _record(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
 from pydantic_core import InitErrorDetails
 
 from surgery.errors import nearest
@@ -103,10 +103,51 @@ def _alike(rate: Any) -> Any:
     return rate if type(rate) in (int, float) else repr(rate)
 
 
-class Forgetting(StrictModel):
-    """Text that the base model knows; its loss before and after says what an arm forgot."""
+_Shares = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(max_length=33)]
 
-    data: DataSpec = Field(description="Where the text comes from; read like the study's own data.")
+
+class Forgetting(StrictModel):
+    """What the base model can do apart from the task; measured before and after, and at parts of what was learned."""
+
+    data: DataSpec = Field(description="The rows of the probe: texts, or pairs of query and passage.")
+    probe: Literal["loss", "masked-lm", "retrieval"] | None = Field(
+        None,
+        description="The task's loss, the loss of the checkpoint's masked-LM head, or MRR; null: by task and rows.",
+    )
+    mask_rate: float | None = Field(None, gt=0, lt=1, description="Share of tokens that masked-lm hides; null: 0.15.")
+    max_length: int | None = Field(
+        None, gt=0, le=1_000_000, description="Tokens after which masked-lm and retrieval cut a text; null: 128."
+    )
+    along: _Shares = Field(
+        (0.0, 0.25, 0.5, 0.75, 1.0),
+        description="Shares t at which W0 + t (W - W0) is measured, 1 among them; empty: only before and after.",
+    )
+    examples: int = Field(256, gt=0, le=MAX_INTEGER, description="Validation examples that say what is learned at t.")
+
+    @classmethod
+    def _cross_check(cls, data: Mapping[str, Any], _context: Any) -> list[InitErrorDetails]:
+        lines = []
+        probe = data.get("probe")
+        for key, kinds in (("mask_rate", ("masked-lm",)), ("max_length", ("masked-lm", "retrieval"))):
+            if data.get(key) is not None and probe not in kinds:
+                hint = f"write probe: {' or '.join(kinds)} beside it, or remove it"
+                lines.append(said(f"belongs to the probe {' or '.join(kinds)}", hint, (key,)))
+        shares = data.get("along")
+        if isinstance(shares, list | tuple) and shares and all(type(share) in (int, float) for share in shares):
+            if list(shares) != sorted(set(shares)):
+                lines.append(said("must ascend, each share once", "write along: [0, 0.25, 0.5, 0.75, 1]", ("along",)))
+            elif 1 not in shares:
+                lines.append(said("must hold 1, which is the run itself", "add 1 at its end", ("along",)))
+        if isinstance(shares, list | tuple) and not shares and data.get("examples") is not None:
+            lines.append(said("has nothing to be measured along", "remove it, or along: []", ("examples",)))
+        return lines
+
+    @model_serializer(mode="wrap")
+    def _told(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is at its default: a study written before these keys keeps its hash, and so its results."""
+        told: dict[str, Any] = handler(self)
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        return {key: value for key, value in told.items() if getattr(self, key) != defaults[key]}
 
 
 Axis: TypeAlias = Literal["steps", "tokens", "flops", "seconds"]
@@ -145,7 +186,7 @@ class StudySpec(StrictModel):
     arms: _Arms = Field(description="Name -> rules and learning rate.")
     reference: _Name = Field(description="The arm that the others are compared with.")
     margin: float = Field(gt=0, description="Differences smaller than this do not matter; in the unit of the metric.")
-    forgetting: Forgetting | None = Field(None, description="Text whose loss is measured before and after.")
+    forgetting: Forgetting | None = Field(None, description="What the base can do, measured before and after.")
     budget: BudgetSpec = Field(
         BudgetSpec(axis="steps"), description="What every arm gets the same amount of; the rest is re-read."
     )

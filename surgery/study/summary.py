@@ -8,11 +8,14 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from surgery.study.arm_forgetting import Forgotten, rise, unit_of_probe
 from surgery.study.audit import Check, audit, blocking, never_trained, untrained
 from surgery.study.choose import Choice
 from surgery.study.fairness import best_step
+from surgery.study.forgotten import forgotten
 from surgery.study.measure import Measure, Score, measure
 from surgery.study.predicted import StepCost, apart
+from surgery.study.probe_audit import probe_checks
 from surgery.study.readings import Reading, readings
 from surgery.study.record import CellRecord, Memory, MetricInfo
 from surgery.study.secondary import Secondary, secondary
@@ -48,7 +51,7 @@ class Row:
         checkpoint_bytes: size of the adapter checkpoint's files.
         elements, differ: numbers compared in merge round trips, and those whose bits changed.
         logit_change: largest change of a logit by merging, over seeds.
-        forgetting, known_before, known_after: rise of the loss on text the base knows, and the losses, in nats.
+        forgetting, known_before, known_after: how much worse the probe of forgetting is, and its scores, in its unit.
         flag: why the arm counts as not trained; empty if it does not.
         state: `trained`, `partly` (some runs did not), or `did not train`; then there is no verdict on it.
         steps, best_step, best_loss: the last step, the one with the smallest validation loss (the median over seeds),
@@ -118,6 +121,8 @@ class Summary:
         axis: what every arm got the same amount of.
         readings: losses at equal amounts of every axis, from the same curves.
         secondary: the study's further metrics.
+        forgotten: what each arm forgot, at the end and at equal learning; None where that was not measured.
+        probe_unit: unit of what `Row.forgetting` says.
     """
 
     name: str
@@ -136,6 +141,8 @@ class Summary:
     axis: Axis = "steps"
     readings: tuple[Reading, ...] = ()
     secondary: tuple[Secondary, ...] = ()
+    forgotten: Forgotten | None = None
+    probe_unit: str = "nats"
 
     def row(self, arm: str) -> Row:
         """Return the row of `arm`."""
@@ -167,7 +174,8 @@ def summarise(
     # The reference's: where arms have others, the audit has a red line, and theirs stand in no column.
     metric = next((record for record in final if record["arm"] == study.reference), final[0])["metric"]
     seeds = study.seeds
-    checks = audit(study, records, choices)
+    lost = forgotten(study, final, untrained(final))
+    checks = (*audit(study, records, choices), *probe_checks(study, final, lost))
     measured = measure(final, metric["name"], seeds, study.resamples, score)
     rows = [_row(study, arm, final, choices) for arm in _order(study, final)]
     rows = [_clocked(row, (turns or {}).get(row.arm)) for row in rows]
@@ -194,6 +202,8 @@ def summarise(
         axis=study.budget.axis,
         readings=readings(study, final, seconds),
         secondary=secondary(study, final, score),
+        forgotten=lost,
+        probe_unit=unit_of_probe(final),
     )
 
 
@@ -271,10 +281,10 @@ def _clocked(row: Row, turns: Turns | None) -> Row:
 def _with_forgetting(row: Row, own: Sequence[CellRecord]) -> Row:
     lost = [record["forgetting"] for record in own if record["forgetting"]]
     before, after = [item["before"] for item in lost], [item["after"] for item in lost]
-    rise = [None if b is None or a is None else a - b for b, a in zip(before, after, strict=True)]
-    if not rise:
+    if not lost:
         return row
-    return replace(row, forgetting=_estimate(rise), known_before=_mean(before), known_after=_mean(after))
+    risen = [rise(item) for item in lost]
+    return replace(row, forgetting=_estimate(risen), known_before=_mean(before), known_after=_mean(after))
 
 
 def _majority_row(row: Row, final: Sequence[CellRecord]) -> Row:

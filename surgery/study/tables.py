@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from surgery.study.fairness import best_step
+from surgery.study.forgetting_tables import forgetting_tables
 from surgery.study.readings import Reading
 from surgery.study.record import CellRecord
 from surgery.study.results import write_atomically
@@ -27,7 +28,7 @@ Table: TypeAlias = tuple[tuple[str, ...], list[tuple[str, ...]]]
 def tables(summary: Summary, records: Sequence[CellRecord]) -> dict[str, Table]:
     """Return file name (without .csv) -> table. Units stand in the column names."""
     found = {
-        "arms": _texts([_arm(row) for row in summary.rows]),
+        "arms": _texts([_arm(row, summary.probe_unit) for row in summary.rows]),
         "costs": _texts([line for row in summary.rows for line in _costs(row)]),
         "runs": _texts([_run(record) for record in records]),
         "learning_rates": _texts(
@@ -74,7 +75,7 @@ def tables(summary: Summary, records: Sequence[CellRecord]) -> dict[str, Table]:
     if any("weights" in record for record in records):
         found["weights"] = _texts([{"arm": arm, **row} for arm, row in weight_medians(records).items()])
         found["matrices"] = _texts([_matrix(record, matrix) for record, matrix in measured(records)])
-    return found
+    return found | {name: _texts(rows) for name, rows in forgetting_tables(summary).items()}
 
 
 def write_tables(folder: Path, summary: Summary, records: Sequence[CellRecord]) -> tuple[Path, ...]:
@@ -90,8 +91,9 @@ def write_tables(folder: Path, summary: Summary, records: Sequence[CellRecord]) 
     return tuple(paths)
 
 
-def _arm(row: Row) -> dict[str, Value]:
+def _arm(row: Row, unit: str) -> dict[str, Value]:
     pair, verdict, memory = row.pair, row.verdict, row.memory
+    known = "known_loss" if unit == "nats" else "known"
     return {
         "arm": row.arm,
         "label": row.label,
@@ -130,9 +132,9 @@ def _arm(row: Row) -> dict[str, Value]:
         "round_trip_elements": row.elements,
         "round_trip_differ": row.differ,
         "merge_logit_change": row.logit_change,
-        **_estimate("forgetting_nats", row.forgetting),
-        "known_loss_before_nats": row.known_before,
-        "known_loss_after_nats": row.known_after,
+        **_estimate(f"forgetting_{unit.lower()}", row.forgetting),
+        f"{known}_before_{unit.lower()}": row.known_before,
+        f"{known}_after_{unit.lower()}": row.known_after,
         "flag": row.flag or None,
         "state": row.state if row.kind != "majority" else None,
         "final_step": row.steps,

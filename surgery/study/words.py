@@ -8,7 +8,7 @@ from surgery.study.predicted import StepCost
 from surgery.study.record import memory_total
 from surgery.study.statistics import Interval
 from surgery.study.summary import Row, Summary
-from surgery.study.verdict import ENOUGH_SEEDS
+from surgery.study.verdict import ENOUGH_SEEDS, FEWEST_SEEDS
 
 __all__ = ["Unit", "sentence", "unit_of"]
 
@@ -63,7 +63,8 @@ def sentence(summary: Summary, row: Row) -> str:
     )
     sample = f"(95 %, {_count(pair.seeds, 'seed')}, {_count(pair.items, 'test item')})"
     verdict_line = f"{measured} {sample}: {_verdict(summary, row)}."
-    return " ".join([verdict_line, *_smallest(row, unit), *_seed_note(row), *_costs(summary, row, reference)])
+    notes = [*_smallest(row, unit), *_seed_note(row), *_costs(summary, row, reference), *_forgets(summary, row)]
+    return " ".join([verdict_line, *notes])
 
 
 def _verdict(summary: Summary, row: Row) -> str:
@@ -137,6 +138,25 @@ def _costs(summary: Summary, row: Row, reference: Row) -> list[str]:
     if row.memory and reference.memory:
         parts.append(f"{memory_total(row.memory) / memory_total(reference.memory):.2f}x the training memory")
     return [_sentence_case("; ".join(parts)) + "."]
+
+
+def _forgets(summary: Summary, row: Row) -> list[str]:
+    """Say what the row forgets where it has learned as much as the reference, if the probe can tell and seeds allow."""
+    found = summary.forgotten
+    own, reference = (found.arm(row.arm), found.arm(summary.reference)) if found else (None, None)
+    if found is None or own is None or reference is None or own.pair is None or own.pair.against is None:
+        return []
+    if found.shared_texts or own.moved_up or reference.moved_up or own.pair.against.seeds < FEWEST_SEEDS:
+        return []
+    against, of = own.pair.against, Unit(1, 3, summary.probe_unit)
+    level = unit_of(found.metric).value(own.pair.level)
+    where = (
+        f"Where both have a validation {found.metric} of {level}{' %' if unit_of(found.metric).scale == 100 else ''}"
+    )
+    told = f"{of.signed(against.difference)} {of.name} {of.interval(against.interval)}"
+    if 0 in against.interval:
+        return [f"{where}, the difference in what they forget is unresolved: {told}."]
+    return [f"{where}, it forgets {'less' if against.difference < 0 else 'more'}: {told}."]
 
 
 def _work(cost: StepCost) -> int:

@@ -16,7 +16,7 @@ from surgery.training.readers import FORMATS, read_table
 from surgery.training.splits import held_out, limited, limits
 from surgery.training.table import Row, Table
 
-__all__ = ["SPLITS", "DataOverride", "LoadedData", "describe", "load_data"]
+__all__ = ["SPLITS", "DataOverride", "LoadedData", "columns_of", "describe", "load_data"]
 
 SPLITS = ("train", "validation", "test")
 DataOverride: TypeAlias = str | Path | Mapping[str, "str | Path | Sequence[Row]"]
@@ -47,6 +47,7 @@ def load_data(
     *,
     override: DataOverride | None = None,
     limit: Mapping[str, int] | int | None = None,
+    trains: bool = True,
 ) -> LoadedData:
     """Load the splits of `spec`.
 
@@ -56,16 +57,17 @@ def load_data(
         registry: the installed data sets.
         override: takes the place of the spec's files or name; its columns and limits stay.
         limit: most rows of every split, or of some, over the spec's own.
+        trains: whether there must be a training split; without it, any one split will do.
 
     Raises:
         DataError: with place, cause, and what to do.
     """
     spec = spec or DataSpec.model_validate({})
     raw = _raw(spec, registry, override)
-    if "train" not in raw:
+    if not raw or (trains and "train" not in raw):
         raise DataError("there is no training data", hint="name a data set or a train: file under data:, or use --data")
     splits = {split: _mapped(raw[split], spec.columns, columns) for split in SPLITS if split in raw}
-    is_held_out = "validation" not in splits
+    is_held_out = "validation" not in splits and "train" in splits
     if is_held_out:
         splits["train"], splits["validation"] = held_out(splits["train"], next(iter(columns)))
     most = limits(dict(spec.limit), limit)
@@ -73,6 +75,15 @@ def load_data(
     # Told of what is left after the limits: those are the rows that are used.
     notes = (_held_out_note(len(splits["validation"]), len(splits["train"])),) if is_held_out else ()
     return LoadedData(splits, {split: table.digest() for split, table in splits.items()}, notes)
+
+
+def columns_of(spec: DataSpec, registry: Registry) -> frozenset[str]:
+    """Return the columns that the rows of `spec` have, and what `data.columns` calls them.
+
+    Raises:
+        DataError: with place, cause, and what to do.
+    """
+    return frozenset(spec.columns).union(*(table[0] for table in _raw(spec, registry, None).values()))
 
 
 def _held_out_note(held: int, kept: int) -> str:

@@ -203,10 +203,8 @@ def _encode(
 def _check_lengths(model: Any, examples: Mapping[str, list[dict[str, Any]]]) -> None:
     """Refuse texts that are longer than the model's positions: they would end in an index error deep inside."""
     most = most_positions(model)
-    if most is None:
-        return
     longest = max((length(example) for split in examples.values() for example in split), default=0)
-    if longest > most:
+    if most is not None and longest > most:
         what = f"the longest example has {longest} tokens, the model takes {most}"
         raise TrainingError(what, "task.max_length", f"write max_length: {most} under task:")
 

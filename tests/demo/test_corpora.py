@@ -158,3 +158,19 @@ def test_reading_is_fast() -> None:
         collection()
     assert time.process_time() - started < 15
     json.dumps(corpora.stdlib_docstrings())
+
+
+def test_pairs_have_one_right_passage_each() -> None:
+    from surgery_demo.pairs import torch_pairs
+
+    splits = torch_pairs()
+    assert list(splits) == ["test"]
+    rows = splits["test"]
+    assert len(rows) == 200
+    for side in ("query", "passage"):
+        assert len({row[side].casefold() for row in rows}) == 200
+    assert not {row["query"] for row in rows} & {row["passage"] for row in rows}
+    assert torch_pairs(test=20)["test"] == rows[:20]
+    assert torch_pairs(seed=1)["test"] != rows
+    with pytest.raises(ValueError, match="must not be negative"):
+        torch_pairs(test=-1)

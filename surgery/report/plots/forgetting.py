@@ -23,7 +23,7 @@ def learning_and_forgetting(comparison: Comparison, looks: Looks) -> Drawing | N
     if not any(row.kind in ("arm", "reference") for row in rows):
         return None
     unit = unit_of(summary.metric["name"])
-    spoken = "; ".join(f"{row.label}: {_of(row.forgetting).mean:+.3f} nats" for row in rows)
+    spoken = "; ".join(f"{row.label}: {_of(row.forgetting).mean:+.3f} {summary.probe_unit}" for row in rows)
 
     def draw(axes: Axes) -> None:
         axes.axvline(0, color=MUTED, linewidth=0.9)
@@ -31,7 +31,8 @@ def learning_and_forgetting(comparison: Comparison, looks: Looks) -> Drawing | N
             _point(axes, row, looks, unit)
         axes.margins(0.1)
         axes.legend(loc="best")
-        axes.set_xlabel("rise of the loss on text that the base knows [nats]")
+        fall = "rise of the loss on text that the base knows" if summary.probe_unit == "nats" else "what is forgotten"
+        axes.set_xlabel(f"{fall} [{summary.probe_unit}]")
         name = "%" if unit.name == "pt" else unit.name
         axes.set_ylabel(f"test {summary.metric['name']}{f' [{name}]' if name else ''}")
 

@@ -1,0 +1,539 @@
+"""Forgetting at the end and at equal learning: curves of known truth, the checklist, and real studies."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from synthetic import make_records, make_study, make_summary
+from test_study_end_to_end import HEAD, WORDS, save_tokenizer, write_rows
+
+from surgery.errors import SpecError
+from surgery.registry import Registry, load_registry
+from surgery.report import build_report
+from surgery.study import Comparison, StudySpec, Summary, compare, read_comparison
+from surgery.study.along import _chosen
+from surgery.study.cells import final_cells
+from surgery.study.matched import Place, common_level, reached
+from surgery.study.results import without_timings
+from surgery.study.spec import Forgetting
+from surgery.study.tables import tables
+from surgery.study.words import sentence
+
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+DATA = {"test": "known.jsonl"}
+# Along each arm: validation accuracy, and by how much the loss on known text has risen.
+CURVES: dict[str, tuple[list[float], list[float]]] = {
+    "full": ([0.5, 0.6, 0.7, 0.8, 0.9], [0.0, 0.1, 0.2, 0.3, 0.4]),
+    "lora": ([0.5, 0.55, 0.6, 0.7, 0.8], [0.0, 0.02, 0.04, 0.06, 0.08]),
+    "bias": ([0.5, 0.8, 0.85, 0.85, 0.85], [0.0, -0.1, -0.2, -0.3, -0.4]),
+}
+NORMS = {"full": 4.0, "lora": 2.0, "bias": 1.0}
+
+
+def test_a_curve_is_straight_between_its_points() -> None:
+    assert reached([0.0, 1.0, 3.0], 0.5) == Place(0, 0.5)
+    assert reached([0.0, 1.0, 3.0], 1.0) == Place(0, 1.0)
+    assert reached([0.0, 1.0, 3.0], 2.5) == Place(1, 0.75)
+    assert reached([0.4, 0.2, 0.6], 0.4) == Place(0, 0.0)  # at once, whatever comes after
+    assert reached([0.1, 0.5, 0.3, 0.7], 0.6).index == 2  # not on the way down
+    with pytest.raises(ValueError, match="never reaches"):
+        reached([0.1, 0.2], 0.3)
+    assert common_level({"a": [0.1, 0.9, 0.7], "b": [0.2, 0.6, 0.8]}) == 0.8
+    assert Place(1, 0.25).of([0.0, 4.0, 8.0]) == 5.0
+    assert Place(0, 0.5).of([np.zeros(2), np.ones(2)]).tolist() == [0.5, 0.5]
+    assert Place(1, 0.0).of([0.0, 4.0]) == 4.0  # the last point has no next one
+
+
+def lost(
+    arm: str, seed: int, items: int = 50, *, kind: str = "loss", noise: float = 0.0, common: float = 0.0, **changes: Any
+) -> Any:
+    """What a run might say: `CURVES`, on items that differ from each other and hardly between arms."""
+    ease = np.random.default_rng(3).random(items)
+    own = np.random.default_rng([seed, sum(map(ord, arm))])
+    metric, risen = CURVES.get(arm, ([0.5], [0.0]))
+    shares = SHARES if len(metric) > 1 else (1.0,)
+    sign = -1 if kind == "retrieval" else 1
+    hard = common * np.random.default_rng(4).normal(size=items)  # what every change forgets of an item
+    curves = [2 + ease + sign * rise + noise * own.normal(size=items) + hard * bool(i) for i, rise in enumerate(risen)]
+    points = [
+        {
+            "t": share,
+            "metric": accuracy,
+            "loss": 1 - accuracy,
+            "score": float(values.mean()),
+            "values": values.tolist(),
+            "change": share * NORMS.get(arm, 0.0),
+        }
+        for share, accuracy, values in zip(shares, metric, curves, strict=True)
+    ]
+    probe = {"kind": kind, "score": "MRR" if sign < 0 else "loss", "unit": "MRR" if sign < 0 else "nats"}
+    return {
+        "before": float((2 + ease).mean()),
+        "after": points[-1]["score"],
+        "probe": {**probe, "greater_is_better": sign < 0, "chance": 0.1 if sign < 0 else 9.0, "why": ""},
+        "weights": [1.0] * items,
+        "values": (2 + ease).tolist(),
+        "shared": {"texts": 50, "shared_texts": 0, "runs": 400, "shared_runs": 4},
+        "base_norm": 10.0,
+        "points": points,
+        **changes,
+    }
+
+
+def summary_of(seeds: int = 3, study: StudySpec | None = None, **changes: Any) -> Summary:
+    study = study or make_study(seeds, forgetting={"data": DATA})
+    records = make_records(study, 100)
+    for record in records:
+        if record["phase"] == "final":
+            record["forgetting"] = lost(record["arm"], record["seed"], **changes)
+    return make_summary(study, records)
+
+
+def test_arms_are_compared_where_all_have_learned_alike() -> None:
+    found = summary_of().forgotten
+    assert found is not None
+    full, lora, bias = (found.arm(name) for name in ("full", "lora", "bias"))
+    assert full and lora and bias
+    # At their ends: 0.4 against 0.08. The most that all reach is LoRA's 0.8, where full tuning is at t = 0.75.
+    assert full.forgotten.difference == pytest.approx(0.4)
+    assert lora.against is not None
+    assert lora.against.difference == pytest.approx(-0.32)
+    for arm, share, forgot, relative in ((full, 0.75, 0.3, 0.3), (lora, 1.0, 0.08, 0.2), (bias, 0.25, -0.1, 0.025)):
+        assert arm.matched is not None
+        assert arm.matched.level == pytest.approx(0.8)
+        assert arm.matched.t == pytest.approx(share)
+        assert arm.matched.forgotten.difference == pytest.approx(forgot)
+        assert arm.matched.relative == pytest.approx(relative)
+    assert full.matched is not None
+    assert full.matched.against is None
+    assert lora.matched is not None
+    assert lora.matched.against is not None
+    assert lora.matched.against.difference == pytest.approx(-0.22)
+    # Bias-only and full tuning alone reach 0.85: half way between full tuning's last points, and at bias-only's third.
+    assert bias.pair is not None
+    assert bias.pair.against is not None
+    assert bias.pair.level == pytest.approx(0.85)
+    assert bias.pair.t == pytest.approx(0.5)
+    assert bias.pair.forgotten.difference == pytest.approx(-0.2)
+    assert bias.pair.against.difference == pytest.approx(-0.2 - 0.35)
+    assert full.pair is None
+    # The largest change that all reach is bias-only's 1: a quarter of full tuning's, half of LoRA's.
+    for arm, share, forgot in ((full, 0.25, 0.1), (lora, 0.5, 0.04), (bias, 1.0, -0.4)):
+        assert arm.equal_change is not None
+        assert arm.equal_change.level == pytest.approx(0.1)
+        assert arm.equal_change.t == pytest.approx(share)
+        assert arm.equal_change.forgotten.difference == pytest.approx(forgot)
+    assert [point.t for point in full.points] == list(SHARES) * 3
+    assert full.points[1].relative == pytest.approx(0.1)
+    frozen = found.arm("frozen")
+    assert frozen is not None
+    assert frozen.matched is None
+    assert frozen.forgotten.difference == 0
+    assert found.left_out == {}
+
+
+def test_a_rank_that_falls_is_forgotten_as_a_loss_that_rises() -> None:
+    ranks, losses = summary_of(kind="retrieval").forgotten, summary_of().forgotten
+    assert ranks is not None
+    assert losses is not None
+    for one, other in zip(ranks.arms, losses.arms, strict=True):
+        assert one.forgotten.difference == pytest.approx(other.forgotten.difference)
+        assert one.moved_up == other.moved_up
+    assert summary_of(kind="retrieval").row("full").forgetting.mean == pytest.approx(0.4)  # type: ignore[union-attr]
+    assert ranks.arms[0].first_before == 0.0
+    assert losses.arms[0].first_before is None
+
+
+def test_a_loss_to_learn_is_matched_at_the_lowest_that_all_reach() -> None:
+    study = make_study(3, forgetting={"data": DATA})
+    records = make_records(study, 100)
+    for record in records:
+        record["metric"] = {"name": "loss", "greater_is_better": False}
+        record["majority"] = None
+        if record["phase"] == "final":
+            record["forgetting"] = lost(record["arm"], record["seed"])
+            for point in record["forgetting"]["points"]:
+                point["metric"] = 1 - point["metric"]
+    found = make_summary(study, records).forgotten
+    assert found is not None
+    full = found.arm("full")
+    assert full is not None
+    assert full.matched is not None
+    assert full.matched.level == pytest.approx(0.2)
+    assert full.matched.t == pytest.approx(0.75)
+
+
+def test_the_interval_counts_seeds_and_items_and_pairs_them() -> None:
+    quiet, noisy = summary_of(5).forgotten, summary_of(5, noise=0.5).forgotten
+    one = summary_of(1, noise=0.5).forgotten
+    assert quiet is not None
+    assert noisy is not None
+    assert one is not None
+    width = {name: f.arms[1].matched.against.interval for name, f in (("quiet", quiet), ("noisy", noisy), ("one", one))}  # type: ignore[union-attr]
+    # Items differ by far more than 0.001 from each other, and alike in both arms: pairing takes that away.
+    assert width["quiet"].high - width["quiet"].low < 1e-6
+    assert 0.05 < width["noisy"].high - width["noisy"].low < 0.6
+    assert width["one"].high > width["one"].low
+    assert noisy.arms[1].matched.against.seeds == 5  # type: ignore[union-attr]
+    assert noisy.arms[1].matched.against.items == 50  # type: ignore[union-attr]
+
+
+def test_what_is_forgotten_of_an_item_by_all_arms_drops_out_of_differences() -> None:
+    found = summary_of(3, common=1.0).forgotten
+    assert found is not None
+    lora = found.arm("lora")
+    assert lora is not None
+    assert lora.against is not None
+    assert lora.forgotten.interval.high - lora.forgotten.interval.low > 0.3
+    assert lora.against.interval.high - lora.against.interval.low < 1e-6
+    assert lora.matched is not None
+    assert lora.matched.against is not None
+    assert lora.matched.against.interval.high - lora.matched.against.interval.low < 1e-6
+
+
+def checks(summary: Summary) -> dict[str, tuple[str, str]]:
+    return {check.name: (check.status, check.detail) for check in summary.checks}
+
+
+def test_a_probe_that_training_improves_is_marked() -> None:
+    summary = summary_of()
+    status, detail = checks(summary)["forgetting probe measures forgetting"]
+    assert status == "warn"
+    assert detail.startswith("moved up: training improves it (bias only by 0.400 [0.400, 0.400] nats)")
+    assert "the base's loss is 2." in detail
+    assert summary.forgotten is not None
+    assert [one.arm for one in summary.forgotten.arms if one.moved_up] == ["bias"]
+    assert summary.blocked == ""
+
+
+def test_better_by_less_than_its_interval_is_not_moved_up() -> None:
+    curves = dict(CURVES)
+    try:
+        CURVES["bias"] = (curves["bias"][0], [0.0, 0.0, 0.0, 0.0, -0.02])
+        status, detail = checks(summary_of(noise=0.5))["forgetting probe measures forgetting"]
+    finally:
+        CURVES.update(curves)
+    assert (status, detail) == ("pass", detail)
+    assert "no arm is better after training" in detail
+
+
+def test_a_base_that_knows_nothing_has_nothing_to_forget() -> None:
+    probe = lost("full", 1)["probe"]
+    curves = dict(CURVES)
+    try:
+        CURVES["bias"] = (curves["bias"][0], [0.0] * 5)
+        status, detail = checks(summary_of(probe={**probe, "chance": 2.0}))["forgetting probe measures forgetting"]
+    finally:
+        CURVES.update(curves)
+    assert status == "warn"
+    assert "there is nothing to forget" in detail
+
+
+def test_a_probe_that_was_trained_on_is_a_red_line_that_blocks_no_verdict() -> None:
+    name = "forgetting probe apart from the task"
+    apart = checks(summary_of())
+    assert apart[name] == ("pass", "0 of its 50 texts stand in the task's rows, and 1 % of its runs of 8 words")
+    shared = {"texts": 50, "shared_texts": 2, "runs": 400, "shared_runs": 40}
+    summary = summary_of(shared=shared)
+    assert checks(summary)[name][0] == "fail"
+    assert "2 of its 50 texts" in checks(summary)[name][1]
+    assert summary.blocked == ""
+    assert checks(summary_of(shared={**shared, "shared_texts": 0}))[name][0] == "warn"
+
+
+def test_arms_that_cannot_be_matched_are_named() -> None:
+    summary = summary_of(
+        study=make_study(3, forgetting={"data": DATA, "along": []}), points=[lost("x", 1)["points"][0]]
+    )
+    assert summary.forgotten is not None
+    assert set(summary.forgotten.left_out.values()) == {"only its end was measured"}
+    assert checks(summary)["forgetting at equal learning"][0] == "none"
+    study = make_study(3, forgetting={"data": DATA})
+    records = make_records(study, 100)
+    for record in records:
+        if record["phase"] == "final":
+            record["forgetting"] = lost(record["arm"], record["seed"])
+            if record["arm"] == "bias":
+                record["diverged"] = True
+    summary = make_summary(study, records)
+    assert summary.forgotten is not None
+    assert summary.forgotten.left_out == {"bias only": "it did not train"}
+    assert checks(summary)["forgetting at equal learning"] == (
+        "warn",
+        "where every arm has a validation accuracy of 0.800; without bias only: it did not train",
+    )
+
+
+def test_a_level_that_needs_no_change_compares_nothing() -> None:
+    curves = dict(CURVES)
+    try:
+        CURVES["lora"] = ([0.5, 0.5, 0.5, 0.5, 0.5], curves["lora"][1])
+        status, detail = checks(summary_of())["forgetting at equal learning"]
+    finally:
+        CURVES.update(curves)
+    assert status == "warn"
+    assert "with the base's body, so nothing was compared" in detail
+
+
+def test_the_verdict_line_says_who_forgets_less_at_equal_learning() -> None:
+    summary = summary_of()
+    told = sentence(summary, summary.row("lora"))
+    assert told.endswith(
+        "Where both have a validation accuracy of 80.0 %, it forgets less: \N{MINUS SIGN}0.220 nats "
+        "[\N{MINUS SIGN}0.220, \N{MINUS SIGN}0.220]."
+    )
+    assert "forgets" not in sentence(summary, summary.row("bias"))  # its probe moved up
+    noisy = summary_of(noise=3.0)
+    assert "the difference in what they forget is unresolved" in sentence(noisy, noisy.row("lora"))
+    for silent in (summary_of(2), summary_of(shared={"texts": 9, "shared_texts": 1, "runs": 9, "shared_runs": 1})):
+        assert "forget" not in sentence(silent, silent.row("lora"))
+
+
+def test_tables_hold_every_point_and_every_place() -> None:
+    summary = summary_of(kind="retrieval")
+    found = tables(summary, [])  # type: ignore[arg-type]
+    columns, rows = found["forgetting_points"]
+    assert columns[:4] == ("arm", "seed", "t", "validation_accuracy")
+    assert {"probe_mrr", "forgotten_mrr", "change", "change_relative"} <= set(columns)
+    assert len(rows) == 3 * (3 * 5 + 1)
+    columns, rows = found["forgetting"]
+    where = columns.index("where")
+    assert [row[where] for row in rows] == ["end"] * 4 + ["matched"] * 3 + ["pair"] * 2 + ["equal_change"] * 3
+    columns, rows = found["arms"]
+    assert {"forgetting_mrr", "known_before_mrr"} <= set(columns)
+    assert "known_loss_before_nats" in tables(summary_of(), [])["arms"][0]  # type: ignore[arg-type]
+
+
+def test_records_of_earlier_versions_say_what_they_hold() -> None:
+    study = make_study(3, forgetting={"data": DATA})
+    summary = make_summary(study, make_records(study, 100))
+    assert summary.forgotten is None
+    assert summary.row("full").forgetting is not None
+    assert checks(summary)["forgetting at equal learning"] == ("none", "not recorded")
+    assert "forgetting" not in tables(summary, [])  # type: ignore[operator]
+
+
+def test_a_study_that_says_nothing_new_keeps_its_hash() -> None:
+    study = make_study(3, forgetting={"data": {"train": "b.jsonl", "test": "a.jsonl"}})
+    assert study.hash == "d6a449dc1cbdf1a5751714254c47d2d48a8f99bfa5a7ca445bd7f913acf82d4d"
+    keys = [cell.key for cell in final_cells(study, {"full": 1e-4, "lora": 1e-3, "bias": 3e-3})]
+    assert keys[:2] == ["ef17dd18e80a365156eebfb93dbcbdd0", "cda26810b3388bedcfe17b313a074e40"]
+    other = make_study(3, forgetting={"data": {"train": "b.jsonl", "test": "a.jsonl"}, "probe": "loss"})
+    assert other.hash != study.hash
+    assert StudySpec.model_validate(json.loads(other.canonical_json())) == other
+    assert "probe: loss" in other.to_yaml()
+
+
+def test_a_sample_of_validation_is_not_its_first_rows() -> None:
+    session: Any = SimpleNamespace(examples={"validation": range(100)})
+    few, more = (_chosen(session, Forgetting(data=DATA, examples=count)) for count in (10, 40))
+    assert len(few) == 10
+    assert list(few) == sorted(few)
+    assert few[-1] > 50
+    assert set(few) < set(more)
+    assert _chosen(session, Forgetting(data=DATA)) == tuple(range(100))
+
+
+REFUSED = {
+    "mask_rate: belongs to the probe masked-lm\n  hint: write probe: masked-lm beside it, or remove it": {
+        "mask_rate": 0.2
+    },
+    "max_length: belongs to the probe masked-lm or retrieval\n"
+    "  hint: write probe: masked-lm or retrieval beside it, or remove it": {"probe": "loss", "max_length": 3},
+    "along: along must ascend, each share once\n  hint: write along: [0, 0.25, 0.5, 0.75, 1]": {"along": [0, 0.5, 0.5]},
+    "along: along must hold 1, which is the run itself\n  hint: add 1 at its end": {"along": [0, 0.5]},
+    "along[1]: along[1] must be at most 1, not 2": {"along": [0, 2]},
+    "examples: examples has nothing to be measured along\n  hint: remove it, or along: []": {
+        "along": [],
+        "examples": 9,
+    },
+    "probe: probe must be loss, masked-lm or retrieval, not the text 'mrr'": {"probe": "mrr"},
+    "prob: unknown key 'prob'\n  hint: did you mean 'probe'?": {"prob": "loss"},
+}
+
+
+@pytest.mark.parametrize("told", REFUSED)
+def test_what_forgetting_may_not_say(told: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        Forgetting(data=DATA, **REFUSED[told])
+    assert told in str(caught.value)
+
+
+# Real studies.
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return load_registry()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+    from transformers import BertConfig, BertForMaskedLM, BertModel, GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("forgetting")
+    for name, (count, start) in {"train": (60, 0), "validation": (20, 500), "test": (30, 900)}.items():
+        write_rows(folder / f"{name}.jsonl", count, start)
+    pairs = [
+        {"query": " ".join(WORDS[(i * j) % 20] for j in range(3, 6)), "passage": " ".join(WORDS[i : i + 9])}
+        for i in range(11)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), "utf-8")
+    known = [{"text": " ".join(WORDS[(i * i + j) % 20] for j in range(12))} for i in range(9)]
+    (folder / "known.jsonl").write_text("".join(json.dumps(row) + "\n" for row in known), "utf-8")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = BertConfig(vocab_size=32, max_position_embeddings=32, **sizes)
+    bert = BertModel(config)
+    BertForMaskedLM(config).save_pretrained(folder / "mlm")
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0))
+    bert.save_pretrained(folder / "bert")
+    gpt2.save_pretrained(folder / "gpt2")
+    save_tokenizer(folder / "bert", ["[PAD]", "[UNK]"], unk_token="[UNK]", pad_token="[PAD]")
+    special = ["[PAD]", "[UNK]", "[MASK]"]
+    save_tokenizer(folder / "mlm", special, unk_token="[UNK]", pad_token="[PAD]", mask_token="[MASK]")
+    save_tokenizer(folder / "gpt2", ["<end>", "<unk>"], unk_token="<unk>", eos_token="<end>")
+    return folder
+
+
+def tiny_study(folder: Path, model: str, **changes: Any) -> StudySpec:
+    keys: dict[str, Any] = {
+        "name": "tiny",
+        "model": str(folder / model),
+        "task": {"kind": "text-classification", "max_length": 24},
+        "data": {name: str(folder / f"{name}.jsonl") for name in ("train", "validation", "test")},
+        "training": {"steps": 4, "batch_size": 8},
+        "seeds": [1, 2],
+        "arms": {
+            "full": {"rules": [{"role": ".*", "adapter": "full", "tied": "share"}], "learning_rate": 3e-3},
+            "lora": {"rules": [{"role": r"attention\..*", "adapter": "lora", "rank": 2}], "learning_rate": 1e-2},
+        },
+        "reference": "full",
+        "margin": 0.02,
+        "resamples": 1000,
+        "weights": "none",
+    }
+    return StudySpec(**{**keys, **changes})
+
+
+@pytest.fixture(scope="module")
+def retrieved(folder: Path, registry: Registry) -> Comparison:
+    forgetting = {"data": {"test": str(folder / "pairs.jsonl")}, "examples": 12}
+    study = tiny_study(folder, "bert", forgetting=forgetting, **HEAD)
+    return compare(study, folder / "retrieved", registry=registry, workers=1)
+
+
+def test_an_encoder_without_a_head_is_measured_by_retrieval(retrieved: Comparison) -> None:
+    found = retrieved.summary.forgotten
+    assert found is not None
+    assert (found.probe["kind"], found.probe["unit"], found.items) == ("retrieval", "MRR", 11)
+    for record in retrieved.records:
+        told = record["forgetting"]
+        assert told is not None
+        points = told["points"]
+        if record["arm"] == "frozen":  # its body is the base's
+            assert [point["t"] for point in points] == [1.0]
+            assert points[0]["values"] == told["values"]
+            assert points[0]["change"] == 0
+            continue
+        assert [point["t"] for point in points] == list(SHARES)
+        # The head is not the probe's: at 0 the body is the base's, bit for bit; at 1 it is the trained one.
+        assert points[0]["values"] == told["values"]
+        assert points[-1]["score"] == told["after"]
+        assert points[0]["change"] == 0
+        assert points[-1]["change"] == pytest.approx(4 * points[1]["change"])  # type: ignore[operator]
+        assert record["merge"] is not None
+        assert record["merge"]["differ"] == 0
+    norms = {r["forgetting"]["base_norm"] for r in retrieved.records if r["forgetting"]}
+    assert len(norms) == 1  # of the whole body, whatever an arm adapts
+    by_name = checks(retrieved.summary)
+    assert by_name["forgetting probe apart from the task"][0] == "pass"
+    assert "forgetting probe measures forgetting" in by_name
+    note = next(note for note in retrieved.summary.notes if note.startswith("forgetting"))
+    assert note == (
+        "forgetting: probe retrieval (the rows hold query and passage); at t = 0, 0.25, 0.5, 0.75 of what was learned, "
+        "also 12 of 20 validation examples: 136 forward passes more for each final run of an arm"
+    )
+
+
+def test_its_report_and_tables_tell_of_it(retrieved: Comparison) -> None:
+    page = build_report(retrieved.folder).read_text("utf-8")
+    assert "forgetting [MRR]" in page
+    assert "forgetting probe apart from the task" in page
+    assert read_comparison(retrieved.folder).summary == retrieved.summary
+    with (retrieved.folder / "tables" / "forgetting_points.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * (2 * 5 + 1)
+    assert {row["arm"] for row in rows} == {"full", "lora", "frozen"}
+
+
+def test_two_processes_measure_the_same(retrieved: Comparison, registry: Registry, tmp_path: Path) -> None:
+    again = compare(retrieved.study, tmp_path / "out", registry=registry, workers=2)
+    plain = [without_timings(record) for record in again.records]  # type: ignore[arg-type]
+    assert plain == [without_timings(record) for record in retrieved.records]  # type: ignore[arg-type]
+    assert again.summary.forgotten == retrieved.summary.forgotten
+
+
+def test_a_folder_of_an_earlier_version_still_makes_a_report(retrieved: Comparison, tmp_path: Path) -> None:
+    for path in retrieved.folder.iterdir():
+        if path.is_file() and path.suffix in (".json", ".jsonl", ".yaml"):
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    old = json.loads((tmp_path / "summary.json").read_text("utf-8"))
+    del old["forgotten"], old["probe_unit"]
+    (tmp_path / "summary.json").write_text(json.dumps(old), "utf-8")
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text("utf-8").splitlines()]
+    for record in lines:
+        record["forgetting"] = {key: record["forgetting"][key] for key in ("before", "after")}
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    assert "forgetting [nats]" in build_report(tmp_path).read_text("utf-8")
+
+
+def test_a_language_model_begins_its_curve_at_the_base(folder: Path, registry: Registry) -> None:
+    study = tiny_study(
+        folder,
+        "gpt2",
+        task={"kind": "causal-lm", "max_length": 16},
+        seeds=[1],
+        forgetting={"data": {"test": str(folder / "known.jsonl")}, "along": [0, 0.5, 1]},
+    )
+    comparison = compare(study, folder / "causal", registry=registry, workers=1)
+    found = comparison.summary.forgotten
+    assert found is not None
+    assert found.probe["kind"] == "loss"
+    frozen = next(record for record in comparison.records if record["arm"] == "frozen")
+    assert frozen["forgetting"] is not None
+    assert frozen["forgetting"]["points"] == []
+    for record in comparison.records:
+        told = record["forgetting"]
+        assert told is not None
+        if record["trains"]:
+            # All of it is in the checkpoint, the head included: at 0 everything is the base's.
+            assert told["points"][0]["values"] == told["values"]
+            assert told["points"][0]["loss"] == frozen["validation"]["loss"]
+            assert told["points"][-1]["metric"] == record["validation"]["loss"]
+            assert told["points"][-1]["score"] == told["after"]
+    assert found.arm("lora") is not None
+
+
+def test_a_masked_head_of_the_checkpoint_reads_the_operated_body(folder: Path, registry: Registry) -> None:
+    forgetting = {"data": {"test": str(folder / "known.jsonl")}, "along": [0, 1]}
+    study = tiny_study(folder, "mlm", forgetting=forgetting, seeds=[1], **HEAD)
+    comparison = compare(study, folder / "masked", registry=registry, workers=1)
+    found = comparison.summary.forgotten
+    assert found is not None
+    assert found.probe["kind"] == "masked-lm"
+    for record in comparison.records:
+        told = record["forgetting"]
+        assert told is not None
+        assert told["points"][0]["values"] == told["values"]  # t = 0; and the frozen row's only point
+        if record["arm"] != "frozen":
+            assert told["points"][-1]["values"] != told["values"]
+        assert record["merge"] is not None
+        assert record["merge"]["differ"] == 0
