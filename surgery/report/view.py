@@ -15,19 +15,20 @@ from surgery.study.audit import Check
 from surgery.study.record import memory_total
 from surgery.study.statistics import Estimate
 from surgery.study.tables import Table, tables
-from surgery.study.words import Unit, sentence, unit_of
+from surgery.study.words import Unit, finding, price, unit_of
 
 __all__ = ["Line", "Numbers", "TableRow", "View", "view"]
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One verdict line: the word for the badge, the sentence, the arm's colour, and whether it is a baseline."""
+    """One verdict line: the word for the badge, what was found, what it costs, and whether it is a baseline."""
 
     arm: str
     label: str
     word: str
-    sentence: str
+    finding: str
+    price: str
     colour: str
     baseline: bool
     indicative: bool
@@ -77,6 +78,12 @@ _TITLES = {
     "curves": "Loss curves",
     "weights": "What changed in the weights: medians over matrices",
     "matrices": "What changed in the weights: every matrix",
+    "loss_curves": "Loss curves: means over seeds",
+    "tradeoffs": "The metric against what it takes",
+    "forgetting": "Learning and forgetting on the way to the tuned weights",
+    "layers": "What changed in the weights: by layer and module",
+    "singular_values": "Singular values of what changed",
+    "overlaps": "Overlap of the directions that changed",
     "checks": "Checklist",
 }
 
@@ -85,7 +92,7 @@ def view(comparison: Comparison) -> View:
     """Return the page of a finished study."""
     summary, study = comparison.summary, comparison.study
     unit = unit_of(summary.metric["name"])
-    colours = looks(summary)
+    colours = looks(comparison)
     data = study.data.name or ", ".join(filter(None, (study.data.train, study.data.validation, study.data.test)))
     final = next(record for record in comparison.records if record["phase"] == "final")
     budget = max((record["budget"]["updates"] for record in comparison.records), default=0)
@@ -129,13 +136,16 @@ def _lines(summary: Summary, colours: dict[str, Look]) -> tuple[Line, ...]:
     found = []
     for row in rows:
         assert row.verdict is not None
-        told = sentence(summary, row).replace(" %", "\N{NO-BREAK SPACE}%")
+        told, costs = (
+            text.replace(" %", "\N{NO-BREAK SPACE}%") for text in (finding(summary, row), price(summary, row))
+        )
         found.append(
             Line(
                 row.arm,
                 row.label,
                 row.verdict.word,
                 told,
+                costs,
                 colours[row.arm].css,
                 row.kind != "arm",
                 row.verdict.indicative,
@@ -283,7 +293,11 @@ def _caption(summary: Summary) -> str:
 
 
 def _tables(found: dict[str, Table]) -> tuple[Numbers, ...]:
-    return tuple(Numbers(name, _TITLES[name], columns, rows) for name, (columns, rows) in found.items() if rows)
+    return tuple(
+        Numbers(name, _TITLES.get(name, name.replace("_", " ")), columns, rows)
+        for name, (columns, rows) in found.items()
+        if rows
+    )
 
 
 def _machines(comparison: Comparison) -> tuple[str, ...]:

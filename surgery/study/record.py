@@ -19,6 +19,7 @@ __all__ = [
     "Merge",
     "MetricInfo",
     "Parameters",
+    "PathPoint",
     "Timing",
     "memory_total",
 ]
@@ -62,11 +63,20 @@ class Merge(TypedDict):
     rows: int
 
 
+class PathPoint(TypedDict):
+    """W0 + t dW: its loss in nats on text that the base knows, and the primary metric on the test split."""
+
+    t: float
+    loss: float | None
+    metric: float | None
+
+
 class Lost(TypedDict):
-    """Loss in nats on text that the base knows."""
+    """Loss in nats on text that the base knows, and perhaps on the way from the base to the tuned weights."""
 
     before: float | None
     after: float | None
+    path: NotRequired[list[PathPoint]]
 
 
 class Memory(TypedDict):

@@ -19,6 +19,7 @@ from surgery.engine.scheduler import named
 from surgery.errors import CheckpointError, DataError
 from surgery.registry import Registry
 from surgery.study.cells import Cell
+from surgery.study.overlaps import COUNT, keep_directions
 from surgery.study.predicted import step_cost
 from surgery.study.record import Budget, CellRecord, CurvePoint, Lost, Majority, Memory, Timing
 from surgery.study.turns import Turns, take_turns
@@ -83,7 +84,7 @@ def forget_sessions() -> None:
 
 
 def run_cell(cell: Cell, folder: Path, registry: Registry) -> CellRecord:
-    """Run one cell and return its record. Only the cell's own folder below `folder`/adapters is written to."""
+    """Run one cell and return its record. Only files of the cell's own name are written below `folder`."""
     from surgery.training.fit import evaluate
 
     start = time.perf_counter()
@@ -120,7 +121,8 @@ def _trained(cell: Cell, session: Session, known: Session | None, folder: Path) 
             after = _loss(evaluate(known, _known_split(known)))
             record["forgetting"] = Lost(before=None, after=after)
         if cell.weights and not record["diverged"]:
-            record["weights"] = changed_weights(operation)
+            record["weights"], found = changed_weights(operation, COUNT)
+            keep_directions(found, cell, folder)
         record["checkpoint_bytes"], record["checkpoint"] = _saved(operation, folder / ADAPTERS / cell.folder)
         merge = None if record["diverged"] else snapshot.round_trip(session, operation, cell.probe)
     if merge is not None:

@@ -11,6 +11,7 @@ import numpy as np
 from surgery.study.audit import Check, audit, blocking, untrained
 from surgery.study.choose import Choice
 from surgery.study.measure import Measure, Score, measure
+from surgery.study.overlaps import SubspaceOverlap
 from surgery.study.predicted import StepCost, apart
 from surgery.study.record import CellRecord, Memory, MetricInfo
 from surgery.study.spec import FROZEN, MAJORITY, StudySpec
@@ -105,6 +106,7 @@ class Summary:
         choices: how each learning rate was chosen.
         test_reads: how often the test split was read in all.
         notes: what else a reader must know.
+        overlaps: how far arms and seeds changed the same directions, where weights were looked at.
     """
 
     name: str
@@ -120,6 +122,7 @@ class Summary:
     choices: tuple[Choice, ...]
     test_reads: int
     notes: tuple[str, ...] = ()
+    overlaps: tuple[SubspaceOverlap, ...] = ()
 
     def row(self, arm: str) -> Row:
         """Return the row of `arm`."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from surgery.report.numbers import milliseconds, size
 from surgery.report.palette import INK, PARTS, SURFACE
-from surgery.report.plots.drawing import Drawing, Looks, sample, wrapped
+from surgery.report.plots.drawing import Drawing, Looks, Picture, legend, sample, wrapped
 from surgery.study import Comparison, Row
 from surgery.study.record import Memory, memory_total
 
@@ -23,6 +23,7 @@ def memory(comparison: Comparison, looks: Looks) -> Drawing | None:
     rows = [row for row in _ordered(comparison) if row.memory is not None]
     if not rows:
         return None
+    dashed = "Dashed: predicted by the cost model. " if any(row.cost for row in rows) else ""
     spoken = "; ".join(f"{row.label}: {size(memory_total(row.memory))}" for row in rows if row.memory)
 
     def draw(axes: Axes) -> None:
@@ -43,17 +44,17 @@ def memory(comparison: Comparison, looks: Looks) -> Drawing | None:
                 fontsize=8.5,
             )
         _bars(axes, rows, "MiB while training")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.42, 1.22), ncols=4, handlelength=1.0, columnspacing=1.0)
+        legend(axes)
 
     return Drawing(
         "memory",
         "Memory of a training step",
         "Measured from the tensors themselves: weights (the untouched base and the adapters; an arm that replaces "
         "weights holds both), gradients, optimizer state, and activations kept for the backward pass of the first "
-        f"batch. Dashed: predicted by the cost model. One run of each arm; {sample(comparison.summary, items=False)}",
-        spoken,
-        draw,
-        height=1.3 + 0.46 * len(rows),
+        f"batch. {dashed}One run of each arm; {sample(comparison.summary, items=False)}",
+        ("arms", "costs"),
+        (Picture("", spoken, draw),),
+        height=1.5 + 0.46 * len(rows),
     )
 
 
@@ -89,10 +90,11 @@ def step_time(comparison: Comparison, looks: Looks) -> Drawing | None:
         "Time of a training step",
         "Forward, backward and optimizer: median and quartiles of the wall time after warm-up"
         f"{', the median over seeds' if any(row.clock is None for row in rows) else ''}. "
-        "Diamond: median CPU time, which other programs on the machine do not stretch. Arms took turns. "
+        "Diamond: median CPU time, which other programs on the machine do not stretch. "
+        f"{'Arms took turns. ' if all(row.clock for row in rows) else ''}"
         f"{sample(comparison.summary, items=False)}",
-        spoken,
-        draw,
+        ("arms",),
+        (Picture("", spoken, draw),),
         height=1.1 + 0.46 * len(rows),
     )
 

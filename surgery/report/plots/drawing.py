@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,10 +14,48 @@ from surgery.study import Summary
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Drawing", "Looks", "plain", "sample", "wrapped"]
+__all__ = [
+    "MOST_VIEWS",
+    "Drawing",
+    "Looks",
+    "Picture",
+    "legend",
+    "level_axis",
+    "log_axis",
+    "plain",
+    "sample",
+    "wrapped",
+]
 
 Looks: TypeAlias = Mapping[str, Look]
 """Arm -> how it is drawn."""
+
+MOST_VIEWS = 12
+"""As many views as the style sheet has switches for."""
+
+_MOST_TICKS = 6
+_LONG_LABEL = 24
+_STEPS: Mapping[str, tuple[tuple[float, ...], ...]] = {
+    "decimal": ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)),
+    "rates": ((1, 3), (1,)),
+    "binary": ((1, 2, 4, 8, 16, 32, 64, 128, 256, 512), (1, 4, 16, 64, 256), (1, 10, 100), (1, 32), (1,)),
+}
+"""Kind of axis -> where in a power of its base ticks may stand, the densest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One view of a plot.
+
+    Attributes:
+        label: on the button that shows it; empty where it is the only one.
+        spoken: the message in words, for readers who cannot see it.
+        draw: draws it on axes.
+    """
+
+    label: str
+    spoken: str
+    draw: Callable[[Axes], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +66,18 @@ class Drawing:
         name: its anchor on the page.
         title: what it shows, in a few words.
         caption: how to read it, with n and S.
-        spoken: the message in words, for readers who cannot see the plot.
-        draw: draws it on axes.
+        tables: names of the CSV files that hold every number in it.
+        views: one picture, or several of which the reader chooses.
         width, height: inches; narrow, because it must be readable on a phone.
     """
 
     name: str
     title: str
     caption: str
-    spoken: str
-    draw: Callable[[Axes], None]
+    tables: tuple[str, ...]
+    views: tuple[Picture, ...]
     width: float = 4.7
-    height: float = 3.2
+    height: float = 3.4
 
 
 def sample(summary: Summary, items: bool = True) -> str:
@@ -52,6 +91,46 @@ def plain(label: str) -> str:
     return label.replace("$", r"\$")
 
 
-def wrapped(label: str) -> str:
+def wrapped(label: str, width: int = 16) -> str:
     """Return `label` in lines that fit beside an axis."""
-    return "\n".join(textwrap.wrap(plain(label), 16, break_long_words=False)) or label
+    return "\n".join(textwrap.wrap(plain(label), width, break_long_words=False)) or label
+
+
+def legend(axes: Axes) -> None:
+    """Put the legend above the axes, where it hides nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        columns = 1 if max(map(len, labels)) > _LONG_LABEL else 2
+        axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(-0.02, 1.01), ncols=columns, borderaxespad=0.2,
+                    columnspacing=1.4, handlelength=2.2)  # fmt: skip
+
+
+def level_axis(name: str, unit: str) -> str:
+    """Return the label of an axis of the metric: differences are points, levels are per cent."""
+    shown = "%" if unit == "pt" else unit
+    return f"test {name}{f' [{shown}]' if shown else ''}"
+
+
+def log_axis(
+    axes: Axes, told: Callable[[float], str], label: str, low: float, high: float, kind: str = "decimal"
+) -> None:
+    """Make x logarithmic from `low` to `high`, with a few ticks in the reader's own numbers.
+
+    matplotlib labels powers of ten alone, of which a short range may hold none; `kind` is `binary` for bytes and `rates` for learning rates.
+    """
+    axes.set_xscale("log")
+    pad = (high / low) ** 0.06 if high > low else 2.0
+    low, high = low / pad, high * pad
+    axes.set_xlim(low, high)
+    base, choices = (1024 if kind == "binary" else 10), _STEPS[kind]
+    powers = range(math.floor(math.log(low, base)), math.ceil(math.log(high, base)) + 1)
+    ticks: list[float] = []
+    for steps in choices:
+        ticks = [step * float(base) ** power for power in powers for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) <= _MOST_TICKS:
+            break
+    ticks = ticks[:: math.ceil(len(ticks) / _MOST_TICKS)] if len(ticks) > _MOST_TICKS else ticks
+    axes.set_xticks(ticks, [told(tick) for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel(label)
