@@ -11,12 +11,12 @@ from surgery.cli.call import Call, shell
 
 __all__ = ["EXAMPLES", "report"]
 
-EXAMPLES = "Example:  surgery report runs/demo/bert runs/demo/gpt2 --out both.html"
+EXAMPLES = "Example:  surgery report runs/demo/bert"
 
 
 def report(
     call: Call,
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Results folders of finished studies.")],
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR", help="Results folders of finished studies.")],
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="FILE", help="The page; one study's is its folder's report.html."),

@@ -116,7 +116,8 @@ def log_axis(
 ) -> None:
     """Make x logarithmic from `low` to `high`, with a few ticks in the reader's own numbers.
 
-    matplotlib labels powers of ten alone, of which a short range may hold none; `kind` is `binary` for bytes and `rates` for learning rates.
+    matplotlib labels powers of ten alone, of which a short range may hold none. `kind` is `binary` for bytes and
+    `rates` for learning rates.
     """
     axes.set_xscale("log")
     pad = (high / low) ** 0.06 if high > low else 2.0
