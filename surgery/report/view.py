@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from surgery.report import numbers
 from surgery.report.costs import Costs, costs
 from surgery.report.palette import Look, looks
+from surgery.report.readings import EqualBudgets, equal_budgets
 from surgery.report.table import Cell, TableRow
 from surgery.report.weights import WeightTable, weight_table
 from surgery.study import Comparison, Row, Summary
@@ -58,6 +59,7 @@ class View:
     table_caption: str
     weights: WeightTable
     costs: Costs
+    budgets: EqualBudgets
     checks: tuple[Check, ...]
     notes: tuple[str, ...]
     tables: tuple[Numbers, ...]
@@ -117,6 +119,7 @@ def view(comparison: Comparison) -> View:
         table_caption=_caption(summary),
         weights=weight_table(comparison),
         costs=costs(summary, colours),
+        budgets=equal_budgets(getattr(summary, "readings", ()), summary, colours),
         checks=summary.checks,
         notes=summary.notes,
         tables=_tables(tables(summary, comparison.records)),
@@ -192,7 +195,15 @@ def _row(summary: Summary, row: Row, unit: Unit, look: Look) -> TableRow:
         *((_forgetting(row),) if _forgets(summary) else ()),
     )
     word = row.verdict.word if row.verdict else ""
-    return TableRow(row.label, row.kind, look.css, row.flag, word, cells)
+    return TableRow(row.label, row.kind, look.css, _flag(row), word, cells)
+
+
+def _flag(row: Row) -> str:
+    """Return why an arm, or some of its runs, count as not trained."""
+    if not row.flag:
+        return ""
+    partly = getattr(row, "state", "did not train") == "partly"
+    return f"{'not every run trained' if partly else 'did not train'}: {row.flag}"
 
 
 def _trainable(row: Row) -> Cell:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,7 @@ from surgery.report.palette import INK, colours, looks
 from surgery.report.plots.drawing import MOST_VIEWS, Drawing, Picture
 from surgery.report.plots.forgetting import learning_and_forgetting
 from surgery.report.plots.rates import learning_rates
+from surgery.report.readings import equal_budgets
 from surgery.study import Comparison
 from surgery.study.cells import final_cells
 from surgery.study.choose import Choice
@@ -215,3 +217,20 @@ def test_a_folder_of_an_earlier_version_has_a_report(finish: Finish, tmp_path: P
     assert 'id="spectra"' not in page
     assert 'id="curves"' in page
     assert "predicted by the cost model. One run" not in page
+
+
+def test_readings_at_equal_budgets_become_a_table(comparison: Comparison) -> None:
+    told = [
+        SimpleNamespace(
+            arm=arm, axis=axis, amount=amount, step=step, loss=loss, coarse=arm == "full", unfinished=step < 240
+        )
+        for arm, step, loss in (("full", 110.0, 1.3), ("lora", 240.0, 1.2))
+        for axis, amount in (("flops", 5.3e12), ("seconds", 48.2))
+    ]
+    found = equal_budgets(told, comparison.summary, looks(comparison))
+    assert found.columns == ("at 5.3 TFLOP", "at 48.2 s")
+    assert [row.label for row in found.rows] == ["full tuning", "LoRA, all linears, r=8"]
+    full, lora = (row.cells[0] for row in found.rows)
+    assert (full.text, full.notes, full.badges) == ("1.300", ("after 110 steps",), ("coarse", "mid-schedule"))
+    assert (lora.text, lora.badges) == ("1.200", ())
+    assert equal_budgets((), comparison.summary, looks(comparison)).rows == ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ __all__ = [
     "legend",
     "level_axis",
     "log_axis",
+    "log_height",
     "plain",
     "sample",
     "wrapped",
@@ -34,6 +36,7 @@ MOST_VIEWS = 12
 """As many views as the style sheet has switches for."""
 
 _MOST_TICKS = 6
+_WIDE, _HIGH = 262.0, 150.0  # points of an axis, about
 _LONG_LABEL = 24
 _STEPS: Mapping[str, tuple[tuple[float, ...], ...]] = {
     "decimal": ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)),
@@ -120,18 +123,39 @@ def log_axis(
     `rates` for learning rates.
     """
     axes.set_xscale("log")
-    pad = (high / low) ** 0.06 if high > low else 2.0
-    low, high = low / pad, high * pad
+    low, high = _padded(low, high)
     axes.set_xlim(low, high)
-    base, choices = (1024 if kind == "binary" else 10), _STEPS[kind]
-    powers = range(math.floor(math.log(low, base)), math.ceil(math.log(high, base)) + 1)
-    ticks: list[float] = []
-    for steps in choices:
-        ticks = [step * float(base) ** power for power in powers for step in steps]
-        ticks = [tick for tick in ticks if low <= tick <= high]
-        if len(ticks) <= _MOST_TICKS:
-            break
-    ticks = ticks[:: math.ceil(len(ticks) / _MOST_TICKS)] if len(ticks) > _MOST_TICKS else ticks
+    ticks = _ticks(low, high, kind, lambda one, other: 2.7 * (len(told(one)) + len(told(other))) + 5, _WIDE)
     axes.set_xticks(ticks, [told(tick) for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlabel(label)
+
+
+def log_height(axes: Axes, label: str, low: float, high: float) -> None:
+    """Make y logarithmic from `low` to `high`, with ticks as plain numbers."""
+    axes.set_yscale("log")
+    low, high = _padded(low, high)
+    axes.set_ylim(low, high)
+    ticks = _ticks(low, high, "decimal", lambda _one, _other: 20.0, _HIGH)
+    axes.set_yticks(ticks, [f"{tick:.4g}" for tick in ticks])
+    axes.set_yticks([], minor=True)
+    axes.set_ylabel(label)
+
+
+def _padded(low: float, high: float) -> tuple[float, float]:
+    pad = (high / low) ** 0.06 if high > low else 2.0
+    return low / pad, high * pad
+
+
+def _ticks(low: float, high: float, kind: str, room: Callable[[float, float], float], points: float) -> list[float]:
+    """Return the densest ticks whose labels do not touch, on an axis of so many points."""
+    base = 1024 if kind == "binary" else 10
+    powers = range(math.floor(math.log(low, base)), math.ceil(math.log(high, base)) + 1)
+    each = points / math.log(high / low)
+    ticks: list[float] = []
+    for steps in _STEPS[kind]:
+        ticks = [step * float(base) ** power for power in powers for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if all(each * math.log(other / one) >= room(one, other) for one, other in itertools.pairwise(ticks)):
+            return ticks
+    return ticks[:: math.ceil(len(ticks) / _MOST_TICKS)]

@@ -18,6 +18,7 @@ __all__ = ["entropy_ranks", "relative_norms"]
 
 _FEW_COLUMNS = 8
 _MOST_ROWS = 14
+_ON_SHADES = "#10161d"  # shades are as light on a dark page, so the numbers on them stay dark
 
 
 def relative_norms(comparison: Comparison, looks: Looks) -> Drawing | None:
@@ -97,11 +98,12 @@ def _drawn(
             assert one.layer is not None
             x, y, value = layers.index(one.layer), rows.index(_module(one, found)), float(getattr(one, figure))
             share = (math.log(value) - limits[0]) / (limits[1] - limits[0]) if limits[1] > limits[0] else 0.5
-            axes.add_patch(Rectangle((x + 0.03, y + 0.04), 0.94, 0.92, color=shades(0.12 + 0.62 * share), linewidth=0))
+            axes.add_patch(Rectangle((x + 0.03, y + 0.04), 0.94, 0.92, color=shades(0.08 + 0.5 * share), linewidth=0))
             if len(layers) <= _FEW_COLUMNS:
                 beside = one.random_entropy_rank if figure == "entropy_rank" else None
                 text = told(value) if beside is None else f"{told(value)}\n({told(beside)})"
-                axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=7.2, linespacing=1.0)
+                axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=7.2, linespacing=1.0,
+                          color=_ON_SHADES)  # fmt: skip
         axes.set_xlim(0, len(layers))
         axes.set_ylim(len(rows), 0)
         every = max(1, math.ceil(len(layers) / 12))

@@ -56,5 +56,5 @@ def subspaces(comparison: Comparison, looks: Looks) -> Drawing | None:
 def _pair(comparison: Comparison, one: SubspaceOverlap, between: str) -> str:
     first = comparison.summary.row(one.first).label
     if one.first == one.second:
-        return f"{first}:{between}seeds {one.first_seed} and {one.second_seed}"
+        return f"{first}:{between}seeds {one.first_seed}, {one.second_seed}"
     return f"{first} and{between}{comparison.summary.row(one.second).label}"

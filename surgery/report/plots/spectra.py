@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from surgery.report.palette import INK
-from surgery.report.plots.drawing import Drawing, Looks, Picture, legend, plain
+from surgery.report.plots.drawing import Drawing, Looks, Picture, legend, log_height, plain
 from surgery.study import Comparison
 from surgery.study.layers import SingularValue, singular_values
 
@@ -53,9 +53,9 @@ def _drawn(comparison: Comparison, own: list[SingularValue], looks: Looks) -> Ca
                       linewidth=1.4, label=plain(_label(comparison, arm)))  # fmt: skip
             axes.plot(places, [value.random for value in line], color=look.colour, linestyle="--", linewidth=1.2)
         axes.plot([], [], color=INK, linestyle="--", linewidth=1.2, label="random, same norm")
-        axes.set_yscale("log")
+        ends = [end for value in own if value.value > 0 for end in (value.value, value.random)]
+        log_height(axes, "singular value of dW", min(ends), max(ends))
         axes.set_xlabel("index")
-        axes.set_ylabel("singular value of dW")
         axes.set_xlim(0, max(value.index for value in own) + 1)
         legend(axes)
 
