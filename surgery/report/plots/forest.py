@@ -37,11 +37,11 @@ def forest(found: Across, table: str) -> Drawing | None:
         for top, end, name, one in heads:
             margin = one.summary.margin * unit.scale
             axes.fill_betweenx([top + 0.25, end], -margin, margin, color=GRID, alpha=0.55, linewidth=0)
+            axes.plot([0, 0], [top + 0.25, end], color=INK, linewidth=0.9)
             reference = one.summary.row(one.summary.reference).label
             text = f"{plain(name)}, against {plain(reference)}"
             axes.annotate(text, (0.0, top), xycoords=("axes fraction", "data"), fontsize=8.6, fontweight="bold",
                           va="center", annotation_clip=False)  # fmt: skip
-        axes.axvline(0, color=INK, linewidth=0.9)
         for place, one, row in places:
             draw_row(axes, place, row, looks(one)[row.arm], unit, ends)
         axes.set_xlim(*ends)
