@@ -6,9 +6,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from surgery.report.build import REPORT, build_report, compare_and_report
+    from surgery.report.build import REPORT, build_across, build_report, compare_and_report
 
-__all__ = ["REPORT", "build_report", "compare_and_report"]
+__all__ = ["REPORT", "build_across", "build_report", "compare_and_report"]
 
 
 def __getattr__(name: str) -> object:

@@ -59,12 +59,12 @@ def canvas(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
         yield figure, figure.add_subplot()
 
 
-def svg_of(figure: Figure, name: str, title: str) -> str:
+def svg_of(figure: Figure, name: str, title: str, description: str) -> str:
     """Return `figure` as an inline SVG element.
 
     Args:
         name: unique on the page; every id inside begins with it.
-        title: what the figure shows, for readers who cannot see it.
+        title, description: what the figure shows and says, for readers who cannot see it.
     """
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
@@ -75,11 +75,13 @@ def svg_of(figure: Figure, name: str, title: str) -> str:
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
     text = re.sub(r'(xlink:)?href="#([^"]+)"', rf'href="#{name}-\2"', text)
     text = text.replace("'DejaVu Sans'", "inherit").replace("inherit, sans-serif", "var(--font)")
-    head = f'<svg role="img" aria-labelledby="{name}-title" preserveAspectRatio="xMidYMid meet"'
+    labels = f'aria-labelledby="{name}-title" aria-describedby="{name}-desc"'
+    head = f'<svg role="img" {labels} preserveAspectRatio="xMidYMid meet"'
     size = re.search(r'viewBox="[^"]+"', text)
     body = text[text.index(">") + 1 :]
     box = size.group() if size else ""
-    return themed(f'{head} {box}>\n<title id="{name}-title">{_escaped(title)}</title>{body}')
+    words = f'<title id="{name}-title">{_escaped(title)}</title>\n<desc id="{name}-desc">{_escaped(description)}</desc>'
+    return themed(f"{head} {box}>\n{words}{body}")
 
 
 def _escaped(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["MISSING", "count", "loss", "milliseconds", "percent", "rate", "size", "tiny"]
+__all__ = ["MISSING", "count", "loss", "milliseconds", "percent", "rate", "short", "size", "tiny", "work"]
 
 MISSING = "\N{EN DASH}"
 
@@ -62,3 +62,20 @@ def tiny(value: float | None) -> str:
     if value is None:
         return MISSING
     return "0" if value == 0 else f"{value:.1e}".replace("e-0", "e-")
+
+
+def short(value: float) -> str:
+    """Return a number with the letter of its thousands: 12,345 as 12.3k."""
+    return _scaled(value, ("", "k", "M", "G", "T"))
+
+
+def work(value: float) -> str:
+    """Return floating-point operations in the largest unit that leaves at least one: 2e13 as 20 TFLOP."""
+    return _scaled(value, (" FLOP", " kFLOP", " MFLOP", " GFLOP", " TFLOP", " PFLOP"))
+
+
+def _scaled(value: float, units: tuple[str, ...]) -> str:
+    power = 0
+    while abs(value) >= 999.5 and power < len(units) - 1:
+        value, power = value / 1000, power + 1
+    return f"{value:.3g}{units[power]}"

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from surgery.study.summary import Summary
+from surgery.study import Comparison, StudySpec
 
-__all__ = ["GRID", "INK", "MUTED", "PARTS", "SURFACE", "Look", "looks", "themed"]
+__all__ = ["GRID", "INK", "MUTED", "PARTS", "REFERENCE", "SURFACE", "Look", "colours", "looks", "method_of", "themed"]
 
 INK, MUTED, GRID, SURFACE = "#010101", "#6b7280", "#d9dce1", "#fefefe"
 """Stand-ins that become CSS variables, so that plots follow the reader's light or dark page."""
 
 _ARMS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442")
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+_MARKERS = ("s", "D", "^", "v", "P", "X", "p")
+_DASHES = ("-", "--", "-.", ":")
+
+_HOMES = {"lora": 0, "bias-only": 1, "ia3": 2, "full": 5}
+"""Adapter -> its colour in every study in which it is no reference."""
 
 PARTS = ("#1f3b57", "#4f7396", "#8fb0cc", "#c9dbea")
 """Components of the memory: shades of one hue, so that no reader takes them for arms."""
@@ -37,20 +42,48 @@ class Look:
     css: str
 
 
-def looks(summary: Summary) -> dict[str, Look]:
-    """Return arm -> look. Arms take colours in the order of the study, baselines are grey."""
-    found: dict[str, Look] = {}
-    index = 0
+REFERENCE = Look(INK, "o", "-", "var(--ink)")
+
+
+def looks(comparison: Comparison) -> dict[str, Look]:
+    """Return arm -> look: the reference in ink, arms in the colours of their methods, baselines in grey."""
+    summary = comparison.summary
+    found = colours([(row.arm, method_of(comparison.study, row.arm)) for row in summary.rows if row.kind == "arm"])
     for row in summary.rows:
         if row.kind == "reference":
-            found[row.arm] = Look(INK, "o", "-", "var(--ink)")
-        elif row.kind == "arm":
-            colour = _ARMS[index % len(_ARMS)]
-            found[row.arm] = Look(colour, _MARKERS[index % len(_MARKERS)], "-", f"var(--arm{index % len(_ARMS)})")
-            index += 1
-        else:
-            found[row.arm] = Look(MUTED, "D" if row.kind == "frozen" else "X", "--", "var(--muted)")
+            found[row.arm] = REFERENCE
+        elif row.kind != "arm":
+            found[row.arm] = Look(MUTED, "d" if row.kind == "frozen" else "x", "--", "var(--muted)")
     return found
+
+
+def method_of(study: StudySpec, arm: str) -> str:
+    """Return the adapters of an arm's rules: what one colour stands for."""
+    return "+".join(dict.fromkeys(rule.adapter for rule in study.arms[arm].rules))
+
+
+def colours(arms: Sequence[tuple[str, str]]) -> dict[str, Look]:
+    """Return arm -> look, given arms and their methods.
+
+    The first arm of a method that has a colour of its own gets it; others take those that no method here has, in
+    order. Beyond seven arms colours come again with other dashes.
+    """
+    places: dict[str, int] = {}
+    for arm, method in arms:
+        home = _HOMES.get(method)
+        if home is not None and home not in places.values():
+            places[arm] = home
+    taken = set(places.values())
+    free = [place for place in range(len(_ARMS)) if place not in taken]
+    rest = [arm for arm, _ in arms if arm not in places]
+    for index, arm in enumerate(rest):
+        places[arm] = free[index] if index < len(free) else len(_ARMS) + index - len(free)
+    return {arm: _look(places[arm]) for arm, _ in arms}
+
+
+def _look(place: int) -> Look:
+    index, again = place % len(_ARMS), place // len(_ARMS)
+    return Look(_ARMS[index], _MARKERS[(index + again) % 7], _DASHES[again % 4], f"var(--arm{index})")
 
 
 def themed(svg: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from surgery.report import numbers
 from surgery.report.costs import Costs, costs
 from surgery.report.palette import Look, looks
+from surgery.report.readings import EqualBudgets, equal_budgets
 from surgery.report.table import Cell, TableRow
 from surgery.report.weights import WeightTable, weight_table
 from surgery.study import Comparison, Row, Summary
@@ -15,19 +16,20 @@ from surgery.study.audit import Check
 from surgery.study.record import memory_total
 from surgery.study.statistics import Estimate
 from surgery.study.tables import Table, tables
-from surgery.study.words import Unit, sentence, unit_of
+from surgery.study.words import Unit, finding, price, unit_of
 
 __all__ = ["Line", "Numbers", "TableRow", "View", "view"]
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One verdict line: the word for the badge, the sentence, the arm's colour, and whether it is a baseline."""
+    """One verdict line: the word for the badge, what was found, what it costs, and whether it is a baseline."""
 
     arm: str
     label: str
     word: str
-    sentence: str
+    finding: str
+    price: str
     colour: str
     baseline: bool
     indicative: bool
@@ -57,6 +59,7 @@ class View:
     table_caption: str
     weights: WeightTable
     costs: Costs
+    budgets: EqualBudgets
     checks: tuple[Check, ...]
     notes: tuple[str, ...]
     tables: tuple[Numbers, ...]
@@ -82,6 +85,12 @@ _TITLES = {
     "metrics": "Further metrics: no verdict rests on them",
     "forgetting": "What was forgotten: at the end, at equal learning, at an equal change of the weights",
     "forgetting_points": "Learning and forgetting along W0 + t (W - W0)",
+    "loss_curves": "Loss curves: means over seeds",
+    "tradeoffs": "The metric against what it takes",
+    "forgetting_paths": "Learning and forgetting along W0 + t (W - W0): means over seeds",
+    "layers": "What changed in the weights: by layer and module",
+    "singular_values": "Singular values of what changed",
+    "overlaps": "Overlap of the directions that changed",
     "checks": "Checklist",
 }
 
@@ -90,7 +99,7 @@ def view(comparison: Comparison) -> View:
     """Return the page of a finished study."""
     summary, study = comparison.summary, comparison.study
     unit = unit_of(summary.metric["name"])
-    colours = looks(summary)
+    colours = looks(comparison)
     data = study.data.name or ", ".join(filter(None, (study.data.train, study.data.validation, study.data.test)))
     final = next(record for record in comparison.records if record["phase"] == "final")
     budget = max((record["budget"]["updates"] for record in comparison.records), default=0)
@@ -115,6 +124,7 @@ def view(comparison: Comparison) -> View:
         table_caption=_caption(summary),
         weights=weight_table(comparison),
         costs=costs(summary, colours),
+        budgets=equal_budgets(getattr(summary, "readings", ()), summary, colours),
         checks=summary.checks,
         notes=summary.notes,
         tables=_tables(tables(summary, comparison.records)),
@@ -134,13 +144,16 @@ def _lines(summary: Summary, colours: dict[str, Look]) -> tuple[Line, ...]:
     found = []
     for row in rows:
         assert row.verdict is not None
-        told = sentence(summary, row).replace(" %", "\N{NO-BREAK SPACE}%")
+        told, costs = (
+            text.replace(" %", "\N{NO-BREAK SPACE}%") for text in (finding(summary, row), price(summary, row))
+        )
         found.append(
             Line(
                 row.arm,
                 row.label,
                 row.verdict.word,
                 told,
+                costs,
                 colours[row.arm].css,
                 row.kind != "arm",
                 row.verdict.indicative,
@@ -187,7 +200,15 @@ def _row(summary: Summary, row: Row, unit: Unit, look: Look) -> TableRow:
         *((_forgetting(summary, row),) if _forgets(summary) else ()),
     )
     word = row.verdict.word if row.verdict else ""
-    return TableRow(row.label, row.kind, look.css, row.flag, word, cells)
+    return TableRow(row.label, row.kind, look.css, _flag(row), word, cells)
+
+
+def _flag(row: Row) -> str:
+    """Return why an arm, or some of its runs, count as not trained."""
+    if not row.flag:
+        return ""
+    partly = getattr(row, "state", "did not train") == "partly"
+    return f"{'not every run trained' if partly else 'did not train'}: {row.flag}"
 
 
 def _trainable(row: Row) -> Cell:
@@ -294,7 +315,11 @@ def _caption(summary: Summary) -> str:
 
 
 def _tables(found: dict[str, Table]) -> tuple[Numbers, ...]:
-    return tuple(Numbers(name, _TITLES[name], columns, rows) for name, (columns, rows) in found.items() if rows)
+    return tuple(
+        Numbers(name, _TITLES.get(name, name.replace("_", " ")), columns, rows)
+        for name, (columns, rows) in found.items()
+        if rows
+    )
 
 
 def _machines(comparison: Comparison) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ class WeightTable:
 
 def weight_table(comparison: Comparison) -> WeightTable:
     """Return the table; an arm that changes no matrix, as bias-only, has a row that says so."""
-    summary, colours = comparison.summary, looks(comparison.summary)
+    summary, colours = comparison.summary, looks(comparison)
     final = [record for record in comparison.records if record["phase"] == "final"]
     found = weight_medians(final)
     looked = {record["arm"] for record in final if "weights" in record}

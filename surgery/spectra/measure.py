@@ -17,7 +17,10 @@ from surgery.spectra.intruders import EPSILON, LOOKED_AT, intruders
 from surgery.spectra.matrix import Matrix
 from surgery.spectra.ranks import entropy_rank, numerical_rank, rank_for_energy, stable_rank
 
-__all__ = ["Figures", "MatrixChange", "Settings", "measure", "measure_all", "medians"]
+__all__ = ["LEADING", "Figures", "MatrixChange", "Settings", "measure", "measure_all", "medians"]
+
+LEADING = 32
+"""How many singular values are kept of every change, and of its control."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class MatrixChange:
         found: what changed.
         control: the same of a random change of equal norm and, where dW has not full rank, of equal rank.
         missed: share of |dW|^2 that the singular values leave out: 0 where they are exact.
+        values, control_values: the `LEADING` largest singular values of dW and of the control, six digits of each.
     """
 
     name: str
@@ -81,10 +85,13 @@ class MatrixChange:
     found: Figures
     control: Figures
     missed: float
+    values: tuple[float, ...] = ()
+    control_values: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
         told = {**asdict(self), "shape": list(self.shape), "relative_norm": finite(self.relative_norm)}
+        told |= {"values": list(self.values), "control_values": list(self.control_values)}
         for which in ("found", "control"):
             told[which]["top_ratio"] = finite(told[which]["top_ratio"])
         return told
@@ -107,6 +114,7 @@ def measure(matrix: Matrix, settings: Settings | None = None) -> MatrixChange | 
     generator = torch.Generator().manual_seed(site_seed(settings.seed, f"control {matrix.name}"))
     is_low = change.is_exact and rank < min(matrix.shape)
     random = random_change(matrix.shape, change.norm, generator, rank if is_low else None)
+    beside = _values(random, settings)
     return MatrixChange(
         name=matrix.name,
         role=matrix.site.role,
@@ -117,8 +125,10 @@ def measure(matrix: Matrix, settings: Settings | None = None) -> MatrixChange | 
         relative_norm=change.norm / base.norm if base.energy else float("inf"),
         rank=rank,
         found=_figures(base, change, matrix.tuned, settings),
-        control=_figures(base, _values(random, settings), matrix.base + random, settings),
+        control=_figures(base, beside, matrix.base + random, settings),
         missed=change.missed,
+        values=_leading(change, rank),
+        control_values=_leading(beside, rank),
     )
 
 
@@ -158,6 +168,11 @@ def _figures(base: Decomposition, change: Decomposition, tuned: torch.Tensor, se
         intruders_undecided=new.undecided,
         intruder_energy=new.energy,
     )
+
+
+def _leading(change: Decomposition, rank: int) -> tuple[float, ...]:
+    # Beyond the rank there are roundings alone.
+    return tuple(float(f"{value:.6g}") for value in change.values[: min(LEADING, rank)].tolist())
 
 
 def _values(delta: torch.Tensor, settings: Settings) -> Decomposition:

@@ -20,6 +20,7 @@ from surgery.registry import Registry
 from surgery.study.along import Known, known_of
 from surgery.study.cells import Cell
 from surgery.study.conditions import conditions
+from surgery.study.overlaps import COUNT, keep_directions
 from surgery.study.predicted import step_cost
 from surgery.study.record import Budget, CellRecord, CurvePoint, Lost, Majority, Memory, Timing
 from surgery.study.weights import changed_weights
@@ -65,7 +66,7 @@ def forget_sessions() -> None:
 
 
 def run_cell(cell: Cell, folder: Path, registry: Registry) -> CellRecord:
-    """Run one cell and return its record. Only the cell's own folder below `folder`/adapters is written to."""
+    """Run one cell and return its record. Only files of the cell's own name are written below `folder`."""
     from surgery.training.fit import evaluate
     from surgery.training.hashes import tensors_hash
 
@@ -107,7 +108,8 @@ def _trained(cell: Cell, session: Session, known: Known | None, lost: Lost | Non
         if known is not None and lost is not None:
             known.after(lost, session, operation, record["validation"], not record["diverged"])
         if cell.weights and not record["diverged"]:
-            record["weights"] = changed_weights(operation)
+            record["weights"], found = changed_weights(operation, COUNT)
+            keep_directions(found, cell, folder)
         record["checkpoint_bytes"], record["checkpoint"] = _saved(operation, folder / ADAPTERS / cell.folder)
         merge = None if record["diverged"] else snapshot.round_trip(session, operation, cell.probe)
     if merge is not None:

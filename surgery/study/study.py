@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from surgery.registry import Registry
 from surgery.study.allot import allotted
 from surgery.study.cells import Cell
 from surgery.study.driver import Driver, Progress
+from surgery.study.overlaps import subspace_overlaps
 from surgery.study.overview import overview
 from surgery.study.preflight import clocked, measured_steps, preflight, refuse_unknown_metrics
 from surgery.study.record import CellRecord
@@ -124,6 +125,7 @@ def compare(
         if turns is None and all("cost" in record for record in records):
             turns = _clock(study, order, registry, folder, progress)
         summary = summarise(study, records, choices, _score(study, registry), turns)
+        summary = replace(summary, overlaps=subspace_overlaps(order, folder))
         write_atomically(folder / SUMMARY, _json(summary))
         write_atomically(folder / WRITTEN, study.to_yaml())
         write_tables(folder / "tables", summary, records)
@@ -144,14 +146,16 @@ def read_comparison(folder: Path | str) -> Comparison:
                 f"the folder holds no finished study: {name} is missing", str(folder), "run surgery compare"
             )
     try:
-        study = StudySpec.model_validate(json.loads((folder / STUDY).read_text(encoding="utf-8"))["spec"])
+        known = json.loads((folder / STUDY).read_text(encoding="utf-8"))
+        study, digest = StudySpec.model_validate(known["spec"]), known["hash"]
         summary = TypeAdapter(Summary).validate_json((folder / SUMMARY).read_bytes())
     except (ValueError, KeyError, TypeError) as error:
         hint = "run surgery compare again: it writes the file anew from the results"
         raise StateError(
             f"a file of the study cannot be read: {str(error).splitlines()[0]}", str(folder), hint
         ) from None
-    if summary.study != study.hash:
+    # As it was written: a later version gives studies more keys, and so other hashes.
+    if summary.study != digest:
         raise StateError(f"{SUMMARY} belongs to another study", str(folder), "run surgery compare again")
     study = _as_written(folder / WRITTEN, study)
     records, _ = read_records(folder / RESULTS)

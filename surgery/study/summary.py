@@ -14,6 +14,7 @@ from surgery.study.choose import Choice
 from surgery.study.fairness import best_step
 from surgery.study.forgotten import forgotten
 from surgery.study.measure import Measure, Score, measure
+from surgery.study.overlaps import SubspaceOverlap
 from surgery.study.predicted import StepCost, apart
 from surgery.study.probe_audit import probe_checks
 from surgery.study.readings import Reading, readings
@@ -123,6 +124,7 @@ class Summary:
         secondary: the study's further metrics.
         forgotten: what each arm forgot, at the end and at equal learning; None where that was not measured.
         probe_unit: unit of what `Row.forgetting` says.
+        overlaps: how far arms and seeds changed the same directions, where weights were looked at.
     """
 
     name: str
@@ -143,6 +145,7 @@ class Summary:
     secondary: tuple[Secondary, ...] = ()
     forgotten: Forgotten | None = None
     probe_unit: str = "nats"
+    overlaps: tuple[SubspaceOverlap, ...] = ()
 
     def row(self, arm: str) -> Row:
         """Return the row of `arm`."""

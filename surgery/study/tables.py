@@ -5,17 +5,22 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from surgery.study.curves import mean_curves
 from surgery.study.fairness import best_step
+from surgery.study.forgetting_paths import forgetting_paths
 from surgery.study.forgetting_tables import forgetting_tables
+from surgery.study.layers import layer_changes, singular_values
 from surgery.study.readings import Reading
 from surgery.study.record import CellRecord
 from surgery.study.results import write_atomically
 from surgery.study.secondary import Secondary
 from surgery.study.statistics import Estimate, Interval
 from surgery.study.summary import Row, Summary
+from surgery.study.tradeoff import tradeoffs
 from surgery.study.weights import FIGURES, measured, weight_medians
 
 __all__ = ["Table", "tables", "write_tables"]
@@ -72,10 +77,24 @@ def tables(summary: Summary, records: Sequence[CellRecord]) -> dict[str, Table]:
     }
     if summary.secondary:
         found["metrics"] = _texts([_secondary(each) for each in summary.secondary])
+    found |= _plotted(summary, records)
     if any("weights" in record for record in records):
         found["weights"] = _texts([{"arm": arm, **row} for arm, row in weight_medians(records).items()])
         found["matrices"] = _texts([_matrix(record, matrix) for record, matrix in measured(records)])
     return found | {name: _texts(rows) for name, rows in forgetting_tables(summary).items()}
+
+
+def _plotted(summary: Summary, records: Sequence[CellRecord]) -> dict[str, Table]:
+    """Return what plots show and no other table holds; without rows, no table."""
+    rows: dict[str, Sequence[Any]] = {
+        "loss_curves": mean_curves(summary, records),
+        "tradeoffs": tradeoffs(summary, records),
+        "forgetting_paths": forgetting_paths(summary),
+        "layers": layer_changes(records),
+        "singular_values": singular_values(records),
+        "overlaps": summary.overlaps,
+    }
+    return {name: _texts([asdict(row) for row in found]) for name, found in rows.items() if found}
 
 
 def write_tables(folder: Path, summary: Summary, records: Sequence[CellRecord]) -> tuple[Path, ...]:

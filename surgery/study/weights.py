@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from surgery.operation import Operation
+    from surgery.spectra import Directions
     from surgery.study.record import CellRecord
 
 __all__ = ["FIGURES", "changed_weights", "measured", "weight_medians"]
@@ -27,17 +28,23 @@ FIGURES: Mapping[str, str] = {
 """Figures of a change that its control has, too -> what they are called."""
 
 
-def changed_weights(operation: Operation) -> list[dict[str, Any]]:
+def changed_weights(operation: Operation, count: int) -> tuple[list[dict[str, Any]], dict[str, Directions]]:
     """Return what the adapters of `operation` changed in every matrix outside of tables and heads, as JSON values.
 
-    One base is in memory; every tuned matrix is made from it, and let go, in turn.
+    With it come the `count` leading directions of each change. One base is in memory; every tuned matrix is made from
+    it, and let go, in turn.
     """
     from surgery.operation.attach import alike_everywhere
-    from surgery.spectra import matrices_of_operation, measure_all
+    from surgery.spectra import directions, matrices_of_operation, measure
 
-    chosen = (one for one in matrices_of_operation(operation) if not one.site.role.startswith(_LEFT_OUT))
+    changes, found = [], {}
     with alike_everywhere():  # decompositions end in other bits on other numbers of threads
-        return [change.to_dict() for change in measure_all(chosen)]
+        for one in matrices_of_operation(operation):
+            change = None if one.site.role.startswith(_LEFT_OUT) else measure(one)
+            if change is not None:
+                changes.append(change.to_dict())
+                found.update(directions([one], count))
+    return changes, found
 
 
 def measured(records: Sequence[CellRecord]) -> Iterator[tuple[CellRecord, Mapping[str, Any]]]:

@@ -10,7 +10,7 @@ from surgery.study.statistics import Interval
 from surgery.study.summary import Row, Summary
 from surgery.study.verdict import ENOUGH_SEEDS, FEWEST_SEEDS
 
-__all__ = ["Unit", "sentence", "unit_of"]
+__all__ = ["Unit", "finding", "price", "sentence", "unit_of"]
 
 _PERCENT = frozenset({"accuracy", "macro_f1", "f1", "em", "exact_match", "matthews", "pearson", "rouge_l", "spearman"})
 
@@ -49,7 +49,12 @@ def unit_of(metric: str) -> Unit:
 
 
 def sentence(summary: Summary, row: Row) -> str:
-    """Return the verdict line of one row against the reference."""
+    """Return the verdict line of one row against the reference: what was found, and what it costs."""
+    return " ".join(filter(None, (finding(summary, row), price(summary, row))))
+
+
+def finding(summary: Summary, row: Row) -> str:
+    """Return the difference, its interval and the verdict of one row against the reference."""
     verdict, pair = row.verdict, row.pair
     if verdict is None:
         raise ValueError(f"{row.arm} is the reference")
@@ -63,7 +68,7 @@ def sentence(summary: Summary, row: Row) -> str:
     )
     sample = f"(95 %, {_count(pair.seeds, 'seed')}, {_count(pair.items, 'test item')})"
     verdict_line = f"{measured} {sample}: {_verdict(summary, row)}."
-    notes = [*_smallest(row, unit), *_seed_note(row), *_costs(summary, row, reference), *_forgets(summary, row)]
+    notes = [*_smallest(row, unit), *_seed_note(row), *_forgets(summary, row)]
     return " ".join([verdict_line, *notes])
 
 
@@ -125,9 +130,11 @@ def _seed_note(row: Row) -> list[str]:
     return [f"With one seed the interval speaks of these very weights{exact} and says nothing about training noise."]
 
 
-def _costs(summary: Summary, row: Row, reference: Row) -> list[str]:
-    if row.kind == "majority" or not row.share:
-        return []
+def price(summary: Summary, row: Row) -> str:
+    """Return what one row trains and takes, as multiples of the reference's; empty where it trains nothing."""
+    reference = summary.row(summary.reference)
+    if row.kind == "majority" or not row.share or row.pair is None:
+        return ""
     parts = [f"trains {100 * row.share:.2f} % of the base's size"]
     if row.cost and reference.cost:
         parts.append(f"{_work(row.cost) / _work(reference.cost):.2f}x the floating-point operations of a step")
@@ -137,7 +144,7 @@ def _costs(summary: Summary, row: Row, reference: Row) -> list[str]:
         parts.append(f"{row.step / reference.step:.2f}x the time of a step")
     if row.memory and reference.memory:
         parts.append(f"{memory_total(row.memory) / memory_total(reference.memory):.2f}x the training memory")
-    return [_sentence_case("; ".join(parts)) + "."]
+    return _sentence_case("; ".join(parts)) + "."
 
 
 def _forgets(summary: Summary, row: Row) -> list[str]:

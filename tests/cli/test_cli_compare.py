@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,24 @@ def test_compare_then_report(invoke: Run, study: Path, tmp_path: Path) -> None:
     assert (told["study"], told["folder"], told["report"]) == ("two-arms", str(out), str(page))
     differ = {row["arm"]: row["differ"] for row in told["rows"]}
     assert (differ["full"], differ["lora"]) == (0, 0)
+    _two_studies_share_a_page(invoke, out, tmp_path)
+
+
+def _two_studies_share_a_page(invoke: Run, out: Path, tmp_path: Path) -> None:
+    other, page = tmp_path / "other", tmp_path / "both.html"
+    shutil.copytree(out, other)
+    for name, key in (("study.json", "hash"), ("summary.json", "study")):
+        known = json.loads((other / name).read_text("utf-8"))
+        (other / name).write_text(json.dumps({**known, "name": "again", key: "0" * 64}), "utf-8")
+    nowhere = invoke("report", out, other)
+    assert (nowhere.code, "add --out NAME.html" in nowhere.err) == (6, True)
+    result = invoke("report", out, other, "--out", page)
+    assert result.out.split() == [str(page), str(page.with_suffix(".csv"))]
+    told = json.loads(invoke("report", out, other, "--out", page, "--json").out)
+    assert (told["report"], told["numbers"], told["metric"]) == (str(page), str(tmp_path / "both.csv"), "accuracy")
+    assert [arm["study"] for arm in told["arms"]] == ["two-arms"] * 4 + ["again"] * 4
+    elsewhere = invoke("report", out, "--out", tmp_path / "one.html")
+    assert (elsewhere.code, (tmp_path / "one.html").read_bytes()) == (0, (out / "report.html").read_bytes())
 
 
 def test_other_data_and_another_model(invoke: Run, study: Path, trainable: Path, data: Path, tmp_path: Path) -> None:

@@ -34,4 +34,4 @@ def finish() -> Finish:
 @pytest.fixture(scope="session")
 def comparison(finish: Finish, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     """A study of five seeds."""
-    return finish(tmp_path_factory.mktemp("report") / "five", make_study(5))
+    return finish(tmp_path_factory.mktemp("report") / "five", make_study(5, weights="all"))

@@ -43,11 +43,16 @@ def test_every_number_of_every_csv_file_stands_in_the_report(comparison: Compari
         "checks",
         "costs",
         "curves",
+        "layers",
         "learning_rates",
+        "loss_curves",
         "matrices",
+        "overlaps",
         "readings",
         "runs",
         "search",
+        "singular_values",
+        "tradeoffs",
         "weights",
     ]
     for path in files:
@@ -81,7 +86,7 @@ def test_what_changed_in_the_weights_stands_beside_its_control(page: str) -> Non
     assert "6 5.6 % 384 96 random 192 194 random 346 129 random 193 0.04 random 0.04 0 random 0" in rows["full tuning"]
     assert "6 5.6 % 8 2 random 4 6.5 random 7.2 3 random 5" in rows["LoRA, all linears, r=8"]
     assert rows["bias only"].split()[2:] == ["0", *["–"] * 8]
-    assert "on 1 seed." in words(section)
+    assert "on 5 seeds." in words(section)
 
 
 def test_every_plot_has_a_title_a_caption_with_seeds_and_a_description(page: str) -> None:
@@ -89,16 +94,25 @@ def test_every_plot_has_a_title_a_caption_with_seeds_and_a_description(page: str
     names = [re.search(r'id="([^"]+)"', plot) for plot in plots]
     assert [name and name.group(1) for name in names] == [
         "difference",
+        "rates",
         "curves",
-        "parameters",
+        "tradeoff",
         "memory",
         "time",
-        "rates",
         "forgetting",
+        "norms",
+        "ranks",
+        "spectra",
+        "overlaps",
     ]
+    assert page.index('id="difference"') < page.index('id="table"') < page.index('id="rates"')
     for plot in plots:
-        assert re.search(r'<svg role="img" aria-labelledby="[a-z]+-title"', plot)
-        assert re.search(r"<title id=.{10,}</title>", plot)
+        svgs = re.findall(r"<svg.*?</svg>", plot, flags=re.DOTALL)
+        assert len(svgs) == max(1, plot.count('type="radio"'))
+        for svg in svgs:
+            assert re.match(r'<svg role="img" aria-labelledby="([a-z0-9-]+)-title" aria-describedby="\1-desc"', svg)
+            assert re.search(r"<title id=.{10,}</title>", svg)
+            assert re.search(r"<desc id=.{20,}</desc>", svg, flags=re.DOTALL)
         caption = re.search(r"<figcaption>(.*?)</figcaption>", plot)
         assert caption
         assert re.search(r"S = \d", caption.group(1))
@@ -122,7 +136,7 @@ def test_no_id_is_used_twice_and_every_reference_is_there(page: str) -> None:
 
 def test_the_markup_is_balanced(page: str) -> None:
     open_tags: list[str] = []
-    void = {"meta", "link", "path", "use", "rect", "circle", "line", "br"}
+    void = {"input", "meta", "link", "path", "use", "rect", "circle", "line", "br"}
 
     class Checker(HTMLParser):
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:

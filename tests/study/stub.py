@@ -6,16 +6,17 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from synthetic import make_record, make_turns
+from synthetic import make_directions, make_record, make_turns
 
 from surgery.registry import Registry, load_registry
 from surgery.study import study as driver
 from surgery.study.cells import Cell
+from surgery.study.overlaps import keep_directions
 from surgery.study.run_cell import versions
 
 ITEMS = 200
@@ -36,6 +37,7 @@ class Stub:
     seconds: float = 0.0
     fail_on: str = ""
     die_on: str = ""
+    folder: Path | None = None
 
     def __call__(self, cell: Cell) -> Any:
         with self.log.open("a") as file:
@@ -45,6 +47,8 @@ class Stub:
             raise ValueError("the plugin tripped")
         if self.die_on and self.die_on in cell.title:
             os._exit(9)
+        if cell.weights and self.folder is not None:
+            keep_directions(make_directions(cell), cell, self.folder)
         timing = {"step": np.random.default_rng().random(), "step_low": None, "step_high": None, "step_cpu": None}
         return make_record(
             cell, ITEMS, versions=versions(text_registry()), timing={**timing, "total": time.perf_counter()}
@@ -54,7 +58,10 @@ class Stub:
     def installed(self) -> Iterator[None]:
         """Within the block, studies run this stub and load no model."""
         before = driver.CellRunner, driver.preflight, driver.clocked
-        driver.CellRunner, driver.preflight = (lambda folder, registry: self), (lambda cells, registry: None)  # type: ignore[assignment,misc]
+        driver.CellRunner, driver.preflight = (
+            (lambda folder, registry: replace(self, folder=folder)),
+            (lambda cells, registry: None),
+        )  # type: ignore[assignment,misc]
         driver.clocked = lambda cells, registry: make_turns(cells)
         try:
             yield

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from surgery.spec import Rule
+from surgery.spectra import Decomposition, Directions
 from surgery.study.cells import Cell, final_cells, tuning_cells
 from surgery.study.choose import choose_rates
 from surgery.study.spec import FROZEN, StudySpec
@@ -191,7 +193,23 @@ def make_matrix(layer: int, rank: int) -> dict[str, Any]:
     other = {"stable_rank": rank / 2, "entropy_rank": rank * 0.9, "rank_for_energy": 1 + rank // 2, **figures}
     own = {"name": f"layer.{layer}.query.weight", "role": "attention.query", "stack": "encoder", "layer": layer}
     change = {"expert": None, "shape": [384, 384], "relative_norm": 0.016 * (layer + 1), "rank": rank, "missed": 0.0}
+    change["values"] = [0.5 * 0.8**index for index in range(min(rank, 32))]
+    change["control_values"] = [0.2 * 0.98**index for index in range(min(rank, 32))]
     return {**own, **change, "found": one, "control": other}
+
+
+def make_directions(cell: Cell) -> dict[str, Directions]:
+    """Directions of three matrices: those of an arm share half of theirs with every seed's."""
+    found = {}
+    for layer in range(3 if cell.arm in RANKS else 0):
+        name = f"layer.{layer}.query.weight"
+        own = torch.Generator().manual_seed(100 * cell.seed + sum(map(ord, cell.arm)) + layer)
+        shared = torch.randn(24, 4, generator=torch.Generator().manual_seed(layer), dtype=torch.float64)
+        sides = [torch.cat([shared, torch.randn(24, 4, generator=own, dtype=torch.float64)], 1) for _ in range(2)]
+        left, right = (torch.linalg.qr(side)[0] for side in sides)
+        whole = Decomposition(left, torch.linspace(2, 1, 8), right.mT, 20.0)
+        found[name] = Directions(name, "attention.query", "encoder", layer, None, whole)
+    return found
 
 
 def make_records(study: StudySpec, items: int = 800) -> list[dict[str, Any]]:

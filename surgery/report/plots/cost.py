@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from surgery.report.numbers import milliseconds, size
 from surgery.report.palette import INK, PARTS, SURFACE
-from surgery.report.plots.drawing import Drawing, Looks, sample, wrapped
+from surgery.report.plots.drawing import Drawing, Looks, Picture, legend, sample, wrapped
 from surgery.study import Comparison, Row
 from surgery.study.record import Memory, memory_total
 
@@ -23,6 +23,7 @@ def memory(comparison: Comparison, looks: Looks) -> Drawing | None:
     rows = [row for row in _ordered(comparison) if row.memory is not None]
     if not rows:
         return None
+    dashed = "Dashed: predicted by the cost model. " if any(row.cost for row in rows) else ""
     spoken = "; ".join(f"{row.label}: {size(memory_total(row.memory))}" for row in rows if row.memory)
 
     def draw(axes: Axes) -> None:
@@ -43,58 +44,67 @@ def memory(comparison: Comparison, looks: Looks) -> Drawing | None:
                 fontsize=8.5,
             )
         _bars(axes, rows, "MiB while training")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.42, 1.22), ncols=4, handlelength=1.0, columnspacing=1.0)
+        legend(axes)
 
     return Drawing(
         "memory",
         "Memory of a training step",
         "Measured from the tensors themselves: weights (the untouched base and the adapters; an arm that replaces "
         "weights holds both), gradients, optimizer state, and activations kept for the backward pass of the first "
-        f"batch. Dashed: predicted by the cost model. One run of each arm; {sample(comparison.summary, items=False)}",
-        spoken,
-        draw,
-        height=1.3 + 0.46 * len(rows),
+        f"batch. {dashed}One run of each arm; {sample(comparison.summary, items=False)}",
+        ("arms", "costs"),
+        (Picture("", spoken, draw),),
+        height=1.5 + 0.46 * len(rows),
     )
 
 
 def step_time(comparison: Comparison, looks: Looks) -> Drawing | None:
-    """Return bars of the time of one step with its quartiles."""
-    rows = [row for row in _ordered(comparison) if row.step is not None]
+    """Return bars of the time of one step with its quartiles: of the clock that compares arms on this machine."""
+    is_cpu = comparison.summary.clock == "cpu"
+    rows = [(row, spread) for row in _ordered(comparison) if (spread := _spread(row, is_cpu)) is not None]
     if not rows:
         return None
-    spoken = "; ".join(f"{row.label}: {milliseconds(row.step)} ms" for row in rows)
+    kind = "CPU time" if is_cpu else "Wall time"
+    spoken = "; ".join(f"{row.label}: {milliseconds(middle)} ms" for row, (middle, _, _) in rows)
 
     def draw(axes: Axes) -> None:
-        for place, row in enumerate(rows):
-            assert row.step is not None
-            axes.barh(place, row.step * 1000, 0.62, color=looks[row.arm].colour, alpha=0.85, linewidth=0)
-            low, high = row.step_low or row.step, row.step_high or row.step
+        for place, (row, (middle, low, high)) in enumerate(rows):
+            axes.barh(place, middle * 1000, 0.62, color=looks[row.arm].colour, alpha=0.85, linewidth=0)
             axes.plot([low * 1000, high * 1000], [place, place], color=INK, linewidth=1.2)
             for end in (low, high):
                 axes.plot([end * 1000] * 2, [place - 0.13, place + 0.13], color=INK, linewidth=1.2)
-            if row.step_cpu is not None:
-                axes.plot([row.step_cpu * 1000], [place], "D", color=SURFACE, markeredgecolor=INK, markersize=5)
             axes.annotate(
-                f"{milliseconds(row.step)} ms",
-                (max(high, row.step) * 1000, place),
+                f"{milliseconds(middle)} ms",
+                (max(high, middle) * 1000, place),
                 xytext=(5, 0),
                 textcoords="offset points",
                 va="center",
                 fontsize=8.5,
             )
-        _bars(axes, rows, "ms per step")
+        _bars(axes, [row for row, _ in rows], f"{'CPU ' if is_cpu else ''}ms per step")
 
+    clocks = all(row.clock for row, _ in rows)
+    quartiles = "median and quartiles" if clocks or not is_cpu else "median"
     return Drawing(
         "time",
-        "Time of a training step",
-        "Forward, backward and optimizer: median and quartiles of the wall time after warm-up"
-        f"{', the median over seeds' if any(row.clock is None for row in rows) else ''}. "
-        "Diamond: median CPU time, which other programs on the machine do not stretch. Arms took turns. "
-        f"{sample(comparison.summary, items=False)}",
-        spoken,
-        draw,
+        f"{kind} of a training step",
+        f"Forward, backward and optimizer, after warm-up: {quartiles}{'' if clocks else ', the median over seeds'}. "
+        f"{'Other programs on the machine stretch the wall time, which the table tells, too. ' if is_cpu else ''}"
+        f"{'Arms took turns. ' if clocks else ''}{sample(comparison.summary, items=False)}",
+        ("arms", "costs"),
+        (Picture("", spoken, draw),),
         height=1.1 + 0.46 * len(rows),
     )
+
+
+def _spread(row: Row, is_cpu: bool) -> tuple[float, float, float] | None:
+    """Return median and quartiles of a step in seconds; the median thrice where the quartiles are not known."""
+    if not is_cpu:
+        return None if row.step is None else (row.step, row.step_low or row.step, row.step_high or row.step)
+    if row.step_cpu is None:
+        return None
+    own = row.clock.step_cpu if row.clock else None
+    return (row.step_cpu, own.low, own.high) if own else (row.step_cpu,) * 3
 
 
 def _ordered(comparison: Comparison) -> list[Row]:
