@@ -8,9 +8,9 @@ from surgery.engine.scheduler import named
 from surgery.errors import CheckpointError, DataError, Problem, SpecError, nearest
 from surgery.registry import Registry
 from surgery.study.allot import counted_work, timed_steps
-from surgery.study.along import known_of
 from surgery.study.cells import Cell
 from surgery.study.conditions import refuse_one_split_twice
+from surgery.study.forgetting.along import known_of
 from surgery.study.run_cell import session_of
 from surgery.study.spec import StudySpec
 from surgery.study.turns import Turns, take_turns

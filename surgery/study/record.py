@@ -7,8 +7,8 @@ from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
-from surgery.study.along import AlongPoint, ProbeInfo, Shared
 from surgery.study.conditions import Conditions
+from surgery.study.forgetting.along import AlongPoint, ProbeInfo, Shared
 from surgery.study.predicted import StepCost
 
 __all__ = [

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from surgery.errors import DataError
 from surgery.registry import Registry
-from surgery.study.along import Known, known_of
 from surgery.study.cells import Cell
 from surgery.study.conditions import conditions
+from surgery.study.forgetting.along import Known, known_of
 from surgery.study.overlaps import COUNT, keep_directions
 from surgery.study.predicted import step_cost
 from surgery.study.record import Budget, CellRecord, CurvePoint, Lost, Majority, Memory, Timing

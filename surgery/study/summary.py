@@ -8,15 +8,15 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from surgery.study.arm_forgetting import Forgotten, rise, unit_of_probe
 from surgery.study.audit import Check, audit, blocking, never_trained, untrained
 from surgery.study.choose import Choice
 from surgery.study.fairness import best_step
-from surgery.study.forgotten import forgotten
+from surgery.study.forgetting.arms import Forgotten, rise, unit_of_probe
+from surgery.study.forgetting.checks import probe_checks
+from surgery.study.forgetting.forgotten import forgotten
 from surgery.study.measure import Measure, Score, measure
 from surgery.study.overlaps import SubspaceOverlap
 from surgery.study.predicted import StepCost, apart
-from surgery.study.probe_audit import probe_checks
 from surgery.study.readings import Reading, readings
 from surgery.study.record import CellRecord, Memory, MetricInfo
 from surgery.study.secondary import Secondary, secondary

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 
 from surgery.study.curves import mean_curves
 from surgery.study.fairness import best_step
-from surgery.study.forgetting_paths import forgetting_paths
-from surgery.study.forgetting_tables import forgetting_tables
+from surgery.study.forgetting.paths import forgetting_paths
+from surgery.study.forgetting.tables import forgetting_tables
 from surgery.study.layers import layer_changes, singular_values
 from surgery.study.readings import Reading
 from surgery.study.record import CellRecord

@@ -155,6 +155,9 @@ def _forgets(summary: Summary, row: Row) -> list[str]:
         return []
     if found.shared_texts or own.moved_up or reference.moved_up or own.pair.against.seeds < FEWEST_SEEDS:
         return []
+    majority = next((one.test.mean for one in summary.rows if one.kind == "majority" and one.test), None)
+    if found.is_trivial(own.pair.level, majority):
+        return []
     against, of = own.pair.against, Unit(1, 3, summary.probe_unit)
     level = unit_of(found.metric).value(own.pair.level)
     where = (

@@ -23,12 +23,12 @@ from surgery.report.plots.forgetting import learning_and_forgetting
 from surgery.report.plots.rates import learning_rates
 from surgery.report.readings import equal_budgets
 from surgery.study import Comparison
-from surgery.study.along import ProbeInfo
-from surgery.study.arm_forgetting import ArmForgetting, Difference, Forgotten, Point
 from surgery.study.cells import final_cells
 from surgery.study.choose import Choice
 from surgery.study.curves import mean_curves
-from surgery.study.forgetting_paths import forgetting_paths
+from surgery.study.forgetting.along import ProbeInfo
+from surgery.study.forgetting.arms import ArmForgetting, Difference, Forgotten, Point
+from surgery.study.forgetting.paths import forgetting_paths
 from surgery.study.layers import singular_values
 from surgery.study.statistics import Interval
 from surgery.study.tables import tables

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +18,10 @@ from surgery.errors import SpecError
 from surgery.registry import Registry, load_registry
 from surgery.report import build_report
 from surgery.study import Comparison, StudySpec, Summary, compare, read_comparison
-from surgery.study.along import _chosen
 from surgery.study.cells import final_cells
-from surgery.study.matched import Place, common_level, reached
+from surgery.study.forgetting.along import _chosen
+from surgery.study.forgetting.checks import probe_checks
+from surgery.study.forgetting.matched import Place, common_level, reached
 from surgery.study.results import without_timings
 from surgery.study.spec import Forgetting
 from surgery.study.tables import tables
@@ -279,6 +281,24 @@ def test_a_level_that_needs_no_change_compares_nothing() -> None:
         CURVES.update(curves)
     assert status == "warn"
     assert "with the base's body, so nothing was compared" in detail
+
+
+def test_a_level_that_needs_no_learning_compares_nothing() -> None:
+    study = make_study(3, forgetting={"data": DATA})
+    summary = summary_of(study=study)
+    (final,) = [record for record in make_records(study, 100) if record["phase"] == "final"][:1]
+    final["forgetting"] = lost("full", 1)
+    final["majority"]["test"]["accuracy"] = 0.9  # more than all arms share
+    (equal,) = [check for check in probe_checks(study, [final], summary.forgotten) if "equal learning" in check.name]  # type: ignore[list-item]
+    assert equal.status == "warn"
+    assert "always answering the most frequent class" in equal.detail
+    rows = tuple(
+        replace(row, test=replace(row.test, mean=0.9)) if row.kind == "majority" and row.test else row
+        for row in summary.rows
+    )
+    higher = replace(summary, rows=rows)
+    assert "forget" in sentence(summary, summary.row("lora"))
+    assert "forget" not in sentence(higher, higher.row("lora"))
 
 
 def test_the_verdict_line_says_who_forgets_less_at_equal_learning() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from surgery.report.palette import MUTED, SURFACE
 from surgery.report.plots.drawing import Drawing, Looks, Picture, legend, level_axis, plain, sample
 from surgery.study import Comparison, Row
-from surgery.study.forgetting_paths import PathMean, forgetting_paths
+from surgery.study.forgetting.paths import PathMean, forgetting_paths
 from surgery.study.statistics import Estimate
 from surgery.study.words import Unit, unit_of
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from surgery.study.arm_forgetting import ArmForgetting, Difference, Matched
+from surgery.study.forgetting.arms import ArmForgetting, Difference, Matched
 from surgery.study.summary import Summary
 
 __all__ = ["forgetting_tables"]

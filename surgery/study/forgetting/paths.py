@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from surgery.study.arm_forgetting import ArmForgetting, Point
+from surgery.study.forgetting.arms import ArmForgetting, Point
 from surgery.study.statistics import Interval, across_seeds
 from surgery.study.summary import Summary
 

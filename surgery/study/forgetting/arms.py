@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from surgery.study.along import ProbeInfo
+from surgery.study.forgetting.along import ProbeInfo
 from surgery.study.record import CellRecord, Lost
 from surgery.study.statistics import Interval
 
@@ -122,6 +122,12 @@ class Forgotten:
     def arm(self, name: str) -> ArmForgetting | None:
         """Return what `name` forgot, or None where it was not measured."""
         return next((one for one in self.arms if one.arm == name), None)
+
+    def is_trivial(self, level: float, majority: float | None) -> bool:
+        """Whether the metric `level` is no better than that of always answering the most frequent class."""
+        if majority is None:
+            return False
+        return level <= majority if self.greater_is_better else level >= majority
 
 
 def rise(lost: Lost) -> float | None:

@@ -9,9 +9,9 @@ from functools import cached_property
 
 import numpy as np
 
-from surgery.study.along import AlongPoint
-from surgery.study.arm_forgetting import ArmForgetting, Difference, Forgotten, Matched, Point, worse
-from surgery.study.matched import Place, common_level, reached
+from surgery.study.forgetting.along import AlongPoint
+from surgery.study.forgetting.arms import ArmForgetting, Difference, Forgotten, Matched, Point, worse
+from surgery.study.forgetting.matched import Place, common_level, reached
 from surgery.study.record import CellRecord, Lost
 from surgery.study.resample import Floats, resampled_ratios
 from surgery.study.spec import FROZEN, StudySpec

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from surgery.study.arm_forgetting import ArmForgetting, Forgotten
 from surgery.study.audit import Check
-from surgery.study.record import CellRecord, Lost
+from surgery.study.forgetting.arms import ArmForgetting, Forgotten
+from surgery.study.record import CellRecord, Lost, Majority
 from surgery.study.spec import StudySpec
 
 __all__ = ["FEW_RUNS", "probe_checks"]
@@ -26,7 +26,8 @@ def probe_checks(study: StudySpec, final: Sequence[CellRecord], found: Forgotten
     lost = next((lost for record in final if (lost := record["forgetting"]) and "shared" in lost), None)
     if lost is None:
         return tuple(Check(name, "none", "not recorded", blocks=False) for name in (_APART, _MEASURES, _EQUAL))
-    return (_apart(lost), _measures(lost, found), _equal(found))
+    majority = next((record["majority"] for record in final if record["majority"]), None)
+    return (_apart(lost), _measures(lost, found), _equal(found, majority))
 
 
 def _apart(lost: Lost) -> Check:
@@ -73,7 +74,7 @@ def _better(one: ArmForgetting) -> str:
     return f"by {-one.forgotten.difference:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _equal(found: Forgotten | None) -> Check:
+def _equal(found: Forgotten | None, majority: Majority | None) -> Check:
     out = dict(found.left_out) if found else {}
     told = "; ".join(f"{label}: {why}" for label, why in out.items())
     matched = [one for one in found.arms if one.matched is not None] if found else []
@@ -84,5 +85,8 @@ def _equal(found: Forgotten | None) -> Check:
     at_once = [one.label for one in matched if one.matched is not None and one.matched.t == 0]
     if at_once:
         what = f"{where}; {', '.join(at_once)} reaches that with the base's body, so nothing was compared"
+        return Check(_EQUAL, "warn", what, blocks=False)
+    if found.is_trivial(level, majority["test"].get(found.metric) if majority else None):
+        what = f"{where}, which always answering the most frequent class reaches: too little was learned to compare"
         return Check(_EQUAL, "warn", what, blocks=False)
     return Check(_EQUAL, "warn" if out else "pass", f"{where}{f'; without {told}' if out else ''}", blocks=False)
