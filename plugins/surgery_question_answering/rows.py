@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from surgery.errors import DataError, Problem
 __all__ = ["Question", "questions"]
 
 _MOST_PROBLEMS = 10
+_NUMBER = re.compile(r"[0-9]{1,18}")
 _SHAPE = 'write {"text": ["..."], "answer_start": [0]}, or name a column of texts and one of starts under data.columns'
 _SHOWN = 60
 
@@ -97,7 +99,7 @@ def _span(context: str, text: Any, start: Any, where: str) -> tuple[int, int]:
         raise DataError(f"an answer must be text, not {type(text).__name__}", where, _SHAPE)
     if not text.strip():
         raise DataError("an answer is empty", where, "write one, or remove it")
-    if isinstance(start, str) and start.strip().isdecimal():  # a CSV file has texts only
+    if isinstance(start, str) and _NUMBER.fullmatch(start.strip()):  # a CSV file has texts only
         start = int(start)
     if isinstance(start, bool) or not isinstance(start, int):
         what = f"answer_start must be a whole number, not {_shown(start)}"

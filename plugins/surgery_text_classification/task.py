@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["TextClassification", "TextClassificationOptions"]
+
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
 class TextClassificationOptions(Options):
@@ -45,8 +48,9 @@ class TextClassification(TaskType[TextClassificationOptions]):
 
     def labels(self, rows: Rows, options: TextClassificationOptions) -> tuple[str, ...]:
         found = {str(row["label"]) for row in rows if _is_label(row["label"])}
-        numbers = all(label.lstrip("-").isdecimal() for label in found)
-        ordered = sorted(found, key=int) if numbers else sorted(found)
+        numbers = all(_NUMBER.fullmatch(label) for label in found)
+        # Of "1" and "01", which are one number, the text decides: a set has no order of its own.
+        ordered = sorted(found, key=lambda label: (int(label), label)) if numbers else sorted(found)
         positive = options.positive if options.positive is None else str(options.positive)
         if len(ordered) > 2 and (options.metric == "f1" or positive is not None):
             key, hint = ("metric", "metric: macro_f1") if options.metric == "f1" else ("positive", "no positive:")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from surgery.errors import DataError, Problem, nearest
 __all__ = ["Sentence", "sentences", "tag_names"]
 
 _MOST_PROBLEMS = 10
+_NUMBER = re.compile(r"[0-9]{1,18}")
 _COLUMN = "is the column the right one? see data.columns in the spec"
 
 
@@ -38,8 +40,9 @@ def tag_names(rows: Rows, given: Sequence[str]) -> tuple[str, ...]:
         raise DataError(what, "data.columns.tags", _COLUMN)
     if given:
         return tuple(given)
-    numbers = all(tag.isdecimal() for tag in found)
-    return tuple(sorted(found, key=int) if numbers else sorted(found))
+    numbers = all(_NUMBER.fullmatch(tag) for tag in found)
+    # Of "1" and "01", which are one number, the text decides: a set has no order of its own.
+    return tuple(sorted(found, key=lambda tag: (int(tag), tag)) if numbers else sorted(found))
 
 
 def sentences(rows: Rows, names: Sequence[str], given: Sequence[str], where: Callable[[int], str]) -> list[Sentence]:

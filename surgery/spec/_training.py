@@ -89,6 +89,8 @@ class TrainingSpec(StrictModel):
         if len(given) != 1:
             what = "has both 'steps' and 'epochs'" if given else "needs 'steps' or 'epochs'"
             lines.append(said(f"training {what}", "give exactly one of them, for example steps: 1000"))
-        if data.get("warmup_steps") is not None and "warmup" in data:
+        # A dump of this model carries the default share, which must load back.
+        share = cls.model_fields["warmup"].default
+        if data.get("warmup_steps") is not None and data.get("warmup", share) != share:
             lines.append(said("training has both 'warmup' and 'warmup_steps'", "give one of them"))
         return lines

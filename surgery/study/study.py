@@ -98,6 +98,7 @@ def compare(
         study = load_study(study, registry)
     folder = Path(out)
     identity = {"hash": study.hash, "name": study.name, "spec": json.loads(study.canonical_json())}
+    forget_sessions()  # of another study in this process: its files may have other rows by now
     with Results.opened(folder, identity) as results:
         owned = engine or local_engine(
             _most_cells(study), workers or _one_per_gpu(), _job_bytes(study, registry), retries=_RETRIES

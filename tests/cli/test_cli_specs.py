@@ -170,3 +170,17 @@ def roberta(width: int, layers: int) -> Any:
         vocab_size=50_265, hidden_size=width, num_hidden_layers=layers, num_attention_heads=width // 64,
         intermediate_size=4 * width, max_position_embeddings=514, type_vocab_size=1,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted(SPECS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(SPECS)))
+def test_what_is_kept_of_a_spec_loads_back(path: Path) -> None:
+    """Runs, adapters and cells of studies hold the spec as JSON with all defaults."""
+    registry = load_registry()
+    if "arms" not in load_document(path).data:
+        spec = surgery.load_spec(path, registry)
+        assert surgery.Spec.model_validate_json(spec.canonical_json()) == spec
+        return
+    from surgery.study import StudySpec, load_study
+
+    study = load_study(path, registry)
+    assert StudySpec.model_validate_json(study.canonical_json()) == study

@@ -166,6 +166,22 @@ def test_the_saved_adapter_is_the_one_that_was_scored(compared: Comparison, regi
     assert again.items["loss"].tolist() == record["items"]["loss"]
 
 
+def test_a_second_study_in_one_process_reads_its_files_anew(
+    bert: str, data: dict[str, str], registry: Registry, tmp_path: Path
+) -> None:
+    test = tmp_path / "test.jsonl"
+    lines = Path(data["test"]).read_text("utf-8").splitlines(keepends=True)
+    arms = {"full": {"rules": [{"role": ".*", "adapter": "full"}], "learning_rate": 3e-3}}
+    study = bert_study(
+        bert, {**data, "test": str(test)}, arms=arms, seeds=[1], weights="none", training={"steps": 1, "batch_size": 8}
+    )
+    counts = []
+    for count in (60, 20):
+        test.write_text("".join(lines[:count]), encoding="utf-8")
+        counts.append(compare(study, tmp_path / str(count), registry=registry, workers=1).summary.items)
+    assert counts == [60, 20]
+
+
 def test_two_processes_give_the_same_records(compared: Comparison, registry: Registry, tmp_path: Path) -> None:
     again = compare(compared.study, tmp_path / "out", registry=registry, workers=2)
     plain = [without_timings(record) for record in again.records]  # type: ignore[arg-type]

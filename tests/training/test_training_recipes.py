@@ -113,10 +113,13 @@ def test_warm_up_in_steps(spec_of: SpecOf, registry: Registry, rows: Any, tmp_pa
 
 def test_one_kind_of_warm_up() -> None:
     with pytest.raises(SpecError, match="both 'warmup' and 'warmup_steps'"):
-        TrainingSpec(steps=20, learning_rate=1e-3, warmup=0.1, warmup_steps=3)
+        TrainingSpec(steps=20, learning_rate=1e-3, warmup=0.2, warmup_steps=3)
     with pytest.raises(SpecError) as caught:
-        TrainingSpec(learning_rate=1e-3, warmup=0.1, warmup_steps=3)
+        TrainingSpec(learning_rate=1e-3, warmup=0.2, warmup_steps=3)
     assert len(caught.value.problems) == 2
+    # What a run and an adapter keep of it loads back.
+    made = TrainingSpec(steps=20, learning_rate=1e-3, warmup_steps=3)
+    assert TrainingSpec.model_validate_json(made.model_dump_json()) == made
 
 
 # Dropout -------------------------------------------------------------------------------------------------------------
