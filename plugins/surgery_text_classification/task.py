@@ -10,7 +10,6 @@ from pydantic import Field
 
 from surgery import Options, Rows, TaskType
 from surgery.errors import DataError, Problem, nearest
-from surgery_text_classification.counts import class_scores
 from surgery_text_classification.texts import checked, encoded
 
 if TYPE_CHECKING:
@@ -85,6 +84,8 @@ class TextClassification(TaskType[TextClassificationOptions]):
         return loss, torch.ones_like(labels)
 
     def score(self, items: Mapping[str, np.ndarray]) -> dict[str, float]:
+        from surgery_text_classification.counts import class_scores  # numpy is slow to import for who only plans
+
         return {"loss": float(items["loss"].mean()), **class_scores(items["label"], items["prediction"])}
 
 
