@@ -14,7 +14,7 @@ from surgery.study.record import CellRecord
 from surgery.study.resample import Floats, Items, resampled_ratios, resampled_scores
 from surgery.study.spec import FROZEN, MAJORITY
 
-__all__ = ["Measure", "Score", "measure"]
+__all__ = ["Measure", "Score", "measure", "not_numbers"]
 
 Score: TypeAlias = Callable[[Items], Mapping[str, float]]
 """A task's metrics from per-item arrays."""
@@ -77,6 +77,18 @@ def measure(
         {arm: drawn[:, index] for index, arm in enumerate(arms)},
         right,
     )
+
+
+def not_numbers(final: Sequence[CellRecord], metric: str) -> dict[str, str]:
+    """Return arm -> where `metric` is not a number: NaN or infinite by the task's score, or not there at all."""
+    found: dict[str, list[int]] = {}
+    for record in final:
+        if record["test"] is not None and record["test"].get(metric) is None:
+            found.setdefault(record["arm"], []).append(record["seed"])
+    return {
+        arm: f"{metric} is not a number in arm {arm}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+        for arm, seeds in found.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import torch
 
 from surgery.errors import CheckpointError, DataError, Problem, TrainingError
 from surgery.planning import Plan, plan
-from surgery.registry import Registry, TaskType
+from surgery.registry import Registry, TaskType, asked
 from surgery.spec import ModelRef, Options, Spec
 from surgery.training.collate import Collator, length
 from surgery.training.data import DataOverride, LoadedData, load_data
@@ -134,7 +134,7 @@ def prepare(
     if ref is None:
         raise TrainingError("the spec names no model", f"spec {spec.name}", "add model: NAME, or use --model")
     seed = spec.seed if seed is None else seed
-    task = registry.task(spec.task.kind)
+    task = asked(registry.task(spec.task.kind), registry)
     options = task.options.model_validate(dict(spec.task.options))
     loaded = load_data(spec.data, task.columns, registry, override=data, limit=limit)
     labels = _labels(task, loaded, options)
