@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -80,10 +81,11 @@ def measure(
 
 
 def not_numbers(final: Sequence[CellRecord], metric: str) -> dict[str, str]:
-    """Return arm -> where `metric` is not a number: NaN or infinite by the task's score, or not there at all."""
+    """Return arm -> in which runs `metric` is not a number: NaN or infinite, says the task's score."""
     found: dict[str, list[int]] = {}
     for record in final:
-        if record["test"] is not None and record["test"].get(metric) is None:
+        # A run that was scored by another metric has none of this name: the audit tells that.
+        if record["test"] is not None and record["test"].get(metric, math.nan) is None:
             found.setdefault(record["arm"], []).append(record["seed"])
     return {
         arm: f"{metric} is not a number in arm {arm}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"

@@ -339,9 +339,10 @@ def _judged(
         pair = pairs.get(row.arm)
         if pair is None:
             # Whatever else is wrong: without a number there would be no verdict either.
-            why = [row.flag or reference.flag, *(unknown.get(arm, "") for arm in (row.arm, study.reference))]
-            told = "; ".join(filter(None, why)) or "a run has no finite metric"
-            unmeasured = Verdict("unresolved", f"no verdict: {blocked}; {told}" if blocked else told, blocked=blocked)
+            numbers = [unknown[arm] for arm in (row.arm, study.reference) if arm in unknown]
+            reasons = [f"no verdict: {blocked}" if blocked else row.flag or reference.flag, *numbers]
+            told = "; ".join(filter(None, reasons)) or "a run has no finite metric"
+            unmeasured = Verdict("unresolved", told, blocked=blocked)
             judged.append(row if row.kind == "reference" else replace(row, verdict=unmeasured))
             continue
         unswept = row.kind == "arm" and not (row.swept and reference.swept)
