@@ -128,7 +128,8 @@ class NativeAdapter(SavedAdapter):
             if not names:
                 hint = "this adapter was trained on another base: name that one"
             if theirs[missing[0]]["sha256"] is None:
-                hint = "it was made for the task in training: merge into a checkpoint that holds it"
+                hint = "it was made for the task in training: merge into a base that holds it, "
+                hint += "AutoModelFor....from_pretrained(BASE, num_labels=N).save_pretrained(DIR), and train on DIR"
             raise CheckpointError(f"the base lacks {missing[0]!r}", f"{weights.folder} for {self.folder}", hint)
         for own, name in names.items():
             entry, saved = entries[own], theirs[name]

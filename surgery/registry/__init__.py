@@ -1,5 +1,6 @@
 """What is installed: adapters, architectures, models, data sets and tasks, each with where it came from."""
 
+from surgery.registry.asked import asked
 from surgery.registry.checks import check_adapter_type
 from surgery.registry.contracts import DataSource, ModelSource, Rows, TaskType
 from surgery.registry.generation import Generation
@@ -20,6 +21,7 @@ __all__ = [
     "TaskType",
     "Twin",
     "Twins",
+    "asked",
     "check_adapter_type",
     "hookimpl",
     "load_registry",

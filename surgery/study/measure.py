@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -14,7 +15,7 @@ from surgery.study.record import CellRecord
 from surgery.study.resample import Floats, Items, resampled_ratios, resampled_scores
 from surgery.study.spec import FROZEN, MAJORITY
 
-__all__ = ["Measure", "Score", "measure"]
+__all__ = ["Measure", "Score", "measure", "not_numbers"]
 
 Score: TypeAlias = Callable[[Items], Mapping[str, float]]
 """A task's metrics from per-item arrays."""
@@ -77,6 +78,19 @@ def measure(
         {arm: drawn[:, index] for index, arm in enumerate(arms)},
         right,
     )
+
+
+def not_numbers(final: Sequence[CellRecord], metric: str) -> dict[str, str]:
+    """Return arm -> in which runs `metric` is not a number: NaN or infinite, says the task's score."""
+    found: dict[str, list[int]] = {}
+    for record in final:
+        # A run that was scored by another metric has none of this name: the audit tells that.
+        if record["test"] is not None and record["test"].get(metric, math.nan) is None:
+            found.setdefault(record["arm"], []).append(record["seed"])
+    return {
+        arm: f"{metric} is not a number in arm {arm}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+        for arm, seeds in found.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ def overview(summary: Summary) -> str:
     The report says the rest.
     """
     unit = unit_of(summary.metric["name"])
-    metric = f"{summary.metric['name']} [{'%' if unit.name == 'pt' else unit.name}]"
+    of = "%" if unit.name == "pt" else unit.name
+    metric = f"{summary.metric['name']} [{of}]" if of else summary.metric["name"]
     forgets = (f"forgetting [{summary.probe_unit}]",) if any(row.forgetting for row in summary.rows) else ()
     costs = ("CPU ms/step" if summary.clock == "cpu" else "ms/step", "memory", "checkpoint", "bits changed")
     titles = ("arm", "trains", "rate", metric, "difference, 95 %", "verdict", *forgets, *costs)

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from surgery.engine.scheduler import InProcess, Scheduler, local_engine
 from surgery.errors import SpecError, StateError
-from surgery.registry import Registry
+from surgery.registry import Registry, asked
 from surgery.study.allot import allotted
 from surgery.study.cells import Cell
 from surgery.study.driver import Driver, Progress
@@ -213,7 +213,7 @@ def _typed(records: Sequence[object]) -> tuple[CellRecord, ...]:
 
 
 def _score(study: StudySpec, registry: Registry) -> Any:
-    return registry.task(study.task.kind).score
+    return asked(registry.task(study.task.kind), registry).score
 
 
 def _json(summary: Summary) -> str:

@@ -14,7 +14,7 @@ from surgery.study.fairness import best_step
 from surgery.study.forgetting.arms import Forgotten, rise, unit_of_probe
 from surgery.study.forgetting.checks import probe_checks
 from surgery.study.forgetting.forgotten import forgotten
-from surgery.study.measure import Measure, Score, measure
+from surgery.study.measure import Measure, Score, measure, not_numbers
 from surgery.study.overlaps import SubspaceOverlap
 from surgery.study.predicted import StepCost, apart
 from surgery.study.readings import Reading, readings
@@ -182,8 +182,10 @@ def summarise(
     measured = measure(final, metric["name"], seeds, study.resamples, score)
     rows = [_row(study, arm, final, choices) for arm in _order(study, final)]
     rows = [_clocked(row, (turns or {}).get(row.arm)) for row in rows]
-    pairs = {arm: _pair(measured, arm, study) for arm in measured.arms if arm != study.reference}
-    rows = _judged(study, metric, rows, pairs, blocking(checks))
+    others = [arm for arm in measured.arms if arm != study.reference and study.reference in measured.points]
+    pairs = {arm: _pair(measured, arm, study) for arm in others}
+    unknown = not_numbers(final, metric["name"])
+    rows = _judged(study, metric, rows, pairs, blocking(checks), unknown)
     clock: Literal["cpu", "wall"] = (
         "cpu" if all(record["machine"].get("device", "CPU") == "CPU" for record in final) else "wall"
     )
@@ -201,7 +203,10 @@ def summarise(
         checks=checks,
         choices=tuple(choices),
         test_reads=sum(record["test_reads"] for record in records),
-        notes=tuple(dict.fromkeys(note for record in records for note in record["notes"])),
+        notes=(
+            *dict.fromkeys(note for record in records for note in record["notes"]),
+            *(f"{told}: not shown" for name in study.metrics for told in not_numbers(final, name).values()),
+        ),
         axis=study.budget.axis,
         readings=readings(study, final, seconds),
         secondary=secondary(study, final, score),
@@ -318,7 +323,12 @@ def _pair(measured: Measure, arm: str, study: StudySpec) -> Paired:
 
 
 def _judged(
-    study: StudySpec, metric: MetricInfo, rows: Sequence[Row], pairs: Mapping[str, Paired], blocked: str
+    study: StudySpec,
+    metric: MetricInfo,
+    rows: Sequence[Row],
+    pairs: Mapping[str, Paired],
+    blocked: str,
+    unknown: Mapping[str, str],
 ) -> list[Row]:
     # Baselines are sanity rows, not candidates: they do not enter Holm's family.
     family = [row.arm for row in rows if row.kind == "arm" and row.arm in pairs]
@@ -328,8 +338,11 @@ def _judged(
     for row in rows:
         pair = pairs.get(row.arm)
         if pair is None:
-            why = row.flag or reference.flag or "a run has no finite metric"
-            unmeasured = Verdict("unresolved", f"no verdict: {blocked}" if blocked else why, blocked=blocked)
+            # Whatever else is wrong: without a number there would be no verdict either.
+            numbers = [unknown[arm] for arm in (row.arm, study.reference) if arm in unknown]
+            reasons = [f"no verdict: {blocked}" if blocked else row.flag or reference.flag, *numbers]
+            told = "; ".join(filter(None, reasons)) or "a run has no finite metric"
+            unmeasured = Verdict("unresolved", told, blocked=blocked)
             judged.append(row if row.kind == "reference" else replace(row, verdict=unmeasured))
             continue
         unswept = row.kind == "arm" and not (row.swept and reference.swept)

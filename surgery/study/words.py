@@ -63,9 +63,8 @@ def finding(summary: Summary, row: Row) -> str:
     if pair is None or row.interval is None:
         return f"{pair_of}: unresolved. {_sentence_case(verdict.reason)}."
     unit = unit_of(summary.metric["name"])
-    measured = (
-        f"{pair_of}: {summary.metric['name']} {unit.signed(pair.difference)} {unit.name} {unit.interval(row.interval)}"
-    )
+    difference = f"{unit.signed(pair.difference)} {unit.name}".rstrip()
+    measured = f"{pair_of}: {summary.metric['name']} {difference} {unit.interval(row.interval)}"
     sample = f"(95 %, {_count(pair.seeds, 'seed')}, {_count(pair.items, 'test item')})"
     verdict_line = f"{measured} {sample}: {_verdict(summary, row)}."
     notes = [*_smallest(row, unit), *_seed_note(row), *_forgets(summary, row)]

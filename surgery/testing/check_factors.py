@@ -13,6 +13,7 @@ from surgery.adapter.factors import Factors
 from surgery.architecture import Site
 from surgery.operation import operate
 from surgery.operation.fold import canonical_view
+from surgery.operation.said import misfit
 from surgery.planning import Plan
 from surgery.registry import Registry
 from surgery.spec import Rule
@@ -67,6 +68,8 @@ def _check(adapter: Adapter, site: Site, weight: torch.Tensor) -> None:
     if factors is None:
         return
     assert isinstance(factors, Factors), f"factors of {where} must return Factors or None, not {factors!r}"
+    wrong = misfit(factors, site)
+    assert not wrong, f"factors of {where} do not fit the weight: {wrong}"
     said = factors.fold(weight)
     assert said.shape == folded.shape, f"factors of {where} do not fit the weight"
     # Factors are what a forward computes with, so their own dtype's rounding may show.

@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from surgery.adapter import Adapter
+from surgery.adapter.factors import Factors
 from surgery.architecture import Site
 from surgery.operation import Operation, operate
 from surgery.operation.bits import same_bits
 from surgery.operation.fold import canonical_view
+from surgery.operation.said import misfit
 from surgery.planning import Plan
 from surgery.registry import Registry
 from surgery.testing.toy import ToyModel, perturb
@@ -89,8 +91,17 @@ def _folds(op: Operation) -> Iterator[tuple[Adapter, Site, torch.Tensor]]:
 
 def _fold(adapter: Adapter, site: Site, weight: torch.Tensor, pristine: torch.Tensor) -> torch.Tensor:
     kept = (weight.clone(), pristine.clone())
-    with torch.no_grad():
-        folded: object = adapter.fold(site.parameter, weight, pristine)
+    try:
+        with torch.no_grad():
+            folded: object = adapter.fold(site.parameter, weight, pristine)
+    except Exception as error:
+        # A fold that is made of factors fails wherever torch notices; what does not fit is theirs to say.
+        said: object = adapter.factors(site.parameter)
+        wrong = misfit(said, site) if isinstance(said, Factors) else ""
+        if not wrong:
+            raise
+        what = f"factors of {type(adapter).__name__} on {site.key} do not fit the weight: {wrong}"
+        raise AssertionError(what) from error
     is_kept = same_bits(weight, kept[0]).all() and same_bits(pristine, kept[1]).all()
     assert is_kept, f"{_call(adapter, site)} writes to its arguments: return a new tensor"
     assert isinstance(folded, torch.Tensor), f"{_call(adapter, site)} must return a tensor, not {type(folded).__name__}"

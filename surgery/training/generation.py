@@ -23,7 +23,7 @@ __all__ = ["by_item", "generates", "generation_of", "refuse_encoder_decoder", "r
 
 def generates(task: TaskType[Any]) -> bool:
     """Return whether a task may have models write."""
-    return type(task).generation is not TaskType.generation
+    return getattr(task.generation, "__func__", None) is not TaskType.generation
 
 
 def refuse_encoder_decoder(source: Path | str) -> None:

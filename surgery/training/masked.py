@@ -17,6 +17,7 @@ from surgery.training.probes import Probe, ProbeKind, Reading, encoded
 from surgery.training.seeds import named_seed
 from surgery.training.session import Session
 from surgery.training.table import Table
+from surgery.training.tokens import known_tokens
 
 __all__ = ["MaskedProbe", "hidden_positions", "masked_model", "masked_probe"]
 
@@ -105,7 +106,7 @@ def masked_probe(session: Session, table: Table, length: int, rate: float, why: 
         hidden, ids = hidden_positions(text, free, rate), example["input_ids"]
         example["labels"] = [token if place in hidden else _IGNORED for place, token in enumerate(ids)]
         example["input_ids"] = [mask if place in hidden else token for place, token in enumerate(ids)]
-    words = session.model.get_input_embeddings().weight.shape[0]
+    words = known_tokens(session.model) or len(session.tokenizer)
     return MaskedProbe(tuple(texts), len(examples), math.log(words), why, model, examples)
 
 

@@ -131,7 +131,7 @@ def _load_weights(
             **options,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise _cannot_load("model", ref.ref, registry, error) from error
+        raise _unknown_type(ref.ref, source, auto_class) or _cannot_load("model", ref.ref, registry, error) from error
     return loaded
 
 
@@ -147,6 +147,33 @@ def _load_tokenizer(ref: ModelRef, source: Path | str, registry: Registry, optio
         hint = "put tokenizer.json beside config.json"
         raise CheckpointError("the tokenizer cannot be loaded: its vocabulary is missing", ref.ref, hint)
     return tokenizer
+
+
+def _unknown_type(ref: str, source: Path | str, auto_class: str) -> CheckpointError | None:
+    """Return the error of a folder whose model type transformers has no class for, or None where that is not why."""
+    import transformers
+    from transformers import PreTrainedConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    folder = Path(source)
+    if not (folder / "config.json").is_file():
+        return None
+    try:
+        settings, _ = PreTrainedConfig.get_config_dict(str(folder), local_files_only=True)
+    except (OSError, ValueError):
+        return None
+    kind = settings.get("model_type")
+    if not isinstance(kind, str):
+        return None
+    is_known = kind in CONFIG_MAPPING
+    if is_known and CONFIG_MAPPING[kind] in getattr(transformers, auto_class)._model_mapping:
+        return None
+    what = f"transformers has no {auto_class} for" if is_known else "transformers does not know"
+    hint = (
+        f"register its classes, AutoConfig.register({kind!r}, CONFIG) and {auto_class}.register(CONFIG, MODEL), in "
+        "`resolve` of a plugin's ModelSource, or in Python before surgery.train"
+    )
+    return CheckpointError(f"the model cannot be loaded: {what} models of type {kind!r}", ref, hint)
 
 
 def _cannot_load(what: str, ref: str, registry: Registry, error: Exception) -> CheckpointError:

@@ -17,6 +17,7 @@ from surgery.training.evaluation import evaluate
 from surgery.training.positions import most_positions
 from surgery.training.session import Session
 from surgery.training.table import Table
+from surgery.training.tokens import known_tokens
 
 __all__ = ["MASK_RATE", "MAX_LENGTH", "LossProbe", "Probe", "ProbeKind", "Reading", "encoded", "make_probe"]
 
@@ -176,7 +177,7 @@ def _loss_probe(session: Session, data: DataSpec, why: str) -> LossProbe:
         told = [Problem(one.what, one.where, f"{one.hint}; {hint}" if one.hint else hint) for one in error.problems]
         raise DataError.of(told if session.labels else error.problems) from None
     texts = tuple(str(value) for row in table for name, value in row.items() if name != "label")
-    choices = len(session.labels) or session.model.get_input_embeddings().weight.shape[0]
+    choices = len(session.labels) or known_tokens(session.model) or len(session.tokenizer)
     return LossProbe(texts, len(examples), math.log(choices), why, examples)
 
 

@@ -103,7 +103,7 @@ def train(  # noqa: PLR0913 - everything after the star is optional or named
             notes.add(*session.notes)
             with operate(session.model, session.plan, keep=keep, registry=registry) as operation:
                 result = _run(folder, session, operation, spec.training, progress)
-            notes.add(*_afterthoughts(result))
+            notes.add(*_afterthoughts(result), *_not_numbers(result, session))
             return replace(result, notes=tuple(notes.all))
         except KeyboardInterrupt:
             raise TrainingError("stopped by Ctrl-C", str(folder), _resume_hint(folder, data, model)) from None
@@ -161,6 +161,15 @@ def _afterthoughts(result: RunResult) -> Iterator[str]:
     if first is not None and first.step == 0 and after is not None and after > first.validation_loss:
         change = f"validation loss {after:.4f}, {first.validation_loss:.4f} before"
         yield f"the model is worse than before training ({change}): lower training.learning_rate"
+
+
+def _not_numbers(result: RunResult, session: Session) -> Iterator[str]:
+    """Yield which metrics have no value, and whose they are: in files they are null, which says nothing of why."""
+    for split, values in result.metrics.items():
+        if names := [name for name, value in values.items() if value is None]:
+            of = session.registry.origin("task", session.task.name)
+            told = f"warning: {split} {', '.join(names)} {'is' if len(names) == 1 else 'are'} not a number"
+            yield f"{told}, says score of {of}: NaN or infinite"
 
 
 def _open(folder: Path, spec: Spec, resume: bool) -> RunResult | None:

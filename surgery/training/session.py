@@ -12,7 +12,7 @@ import torch
 
 from surgery.errors import CheckpointError, DataError, Problem, TrainingError
 from surgery.planning import Plan, plan
-from surgery.registry import Registry, TaskType
+from surgery.registry import Registry, TaskType, asked
 from surgery.spec import ModelRef, Options, Spec
 from surgery.training.collate import Collator, length
 from surgery.training.data import DataOverride, LoadedData, load_data
@@ -22,6 +22,7 @@ from surgery.training.heads import draw_heads
 from surgery.training.models import LoadedModel, load_model, resolve
 from surgery.training.positions import most_positions
 from surgery.training.table import Table
+from surgery.training.tokens import known_tokens
 from surgery.training.trained import refuse_untrained
 from surgery.training.world import is_sharded, launcher_aside
 
@@ -134,7 +135,7 @@ def prepare(
     if ref is None:
         raise TrainingError("the spec names no model", f"spec {spec.name}", "add model: NAME, or use --model")
     seed = spec.seed if seed is None else seed
-    task = registry.task(spec.task.kind)
+    task = asked(registry.task(spec.task.kind), registry)
     options = task.options.model_validate(dict(spec.task.options))
     loaded = load_data(spec.data, task.columns, registry, override=data, limit=limit)
     labels = _labels(task, loaded, options)
@@ -211,7 +212,9 @@ def _check_lengths(model: Any, examples: Mapping[str, list[dict[str, Any]]]) -> 
 
 def _check_vocabulary(pretrained: LoadedModel, examples: Mapping[str, list[dict[str, Any]]]) -> None:
     """Refuse a tokenizer that belongs to another model."""
-    rows = pretrained.model.get_input_embeddings().weight.shape[0]
+    rows = known_tokens(pretrained.model)
+    if rows is None:
+        return
     highest = max((max(example["input_ids"]) for split in examples.values() for example in split), default=0)
     if highest >= rows:
         what = f"the tokenizer gives token {highest}, the model has tokens 0 to {rows - 1}"

@@ -13,6 +13,7 @@ import transformers
 
 from surgery.registry import Registry, load_registry
 from surgery.study.resample import resampled_scores
+from surgery.testing import check_task
 from surgery.training.collate import Collator
 from surgery.training.generation import by_item
 
@@ -83,6 +84,10 @@ def evaluated(kind: str, tokenizer: Any) -> tuple[list[dict[str, Any]], Mapping[
         texts = [f"Ada {number} lives" for number in range(len(generation.prompts))]
         items = {**by_item(generation, items), **generation.measure(texts)}
     return examples, items
+
+
+def test_the_public_check_passes(kind: str) -> None:
+    check_task(REGISTRY.task(kind), ROWS[kind])
 
 
 def test_every_task_is_tried() -> None:

@@ -186,6 +186,21 @@ class RankOne(Rows):
         return folded
 
 
+class SaysWrongRows(RankOne):
+    def factors(self, parameter: str) -> Any:
+        return Factors(rows=torch.ones(3))
+
+
+class SaysItTurned(RankOne):
+    def factors(self, parameter: str) -> Any:
+        return Factors(down=torch.ones(self.site.fan_in, 1), up=self.s.unsqueeze(0))
+
+
+class SaysUpTurned(RankOne):
+    def factors(self, parameter: str) -> Any:
+        return Factors(down=torch.ones(1, self.site.fan_in), up=self.s.unsqueeze(0))
+
+
 class Acts(Rows):
     """W + s 1^T by way of the output: correct, for `Plain`."""
 
@@ -341,6 +356,12 @@ MUTANTS: dict[str, tuple[Callable[[], Any], str]] = {
     "activate is not there": (kind(ActsNotAtAll), r"sets `activates` and does not implement `activate`"),
     "says other factors": (kind(SaysOtherwise), r"factors of SaysOtherwise on \S+ and its fold say different things"),
     "says a tuple": (kind(SaysATuple), r"factors of SaysATuple on \S+ must return Factors or None, not \("),
+    "says wrong rows": (
+        kind(SaysWrongRows),
+        r"factors of \S+ on \S+ do not fit the weight: rows is \(3,\), wanted \(\d+,\)",
+    ),
+    "says turned factors": (kind(SaysItTurned), r"down is \(\d+, 1\), wanted \(1, \d+\); it is transposed"),
+    "says up turned": (kind(SaysUpTurned), r"up is \(1, \d+\), wanted \(\d+, 1\); it is transposed"),
     "says that it replaces": (SaysItReplaces, r"work\(\) says replaces=True on \S+, and Rows says otherwise"),
     "says another rank": (SaysAnotherRank, r"work\(\) says rank 3 on \S+, and factors\(\) 1"),
     "says a number": (SaysANumber, r"work\(\) must return a Work or None, not 2, on"),

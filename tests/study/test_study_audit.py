@@ -13,6 +13,7 @@ from surgery.errors import StateError, TrainingError
 from surgery.study.choose import choose_rates
 from surgery.study.measure import measure
 from surgery.study.summary import Summary
+from surgery.study.verdict import Verdict
 
 Records = list[dict[str, Any]]
 
@@ -195,3 +196,29 @@ def test_a_plugin_that_means_something_else_by_accuracy_is_believed() -> None:
 
     measured = measure(final, "accuracy", study.seeds, 20, score)
     assert measured.points["full"][0] == final[0]["test"]["accuracy"]
+
+
+@pytest.mark.parametrize("arm", ["lora", "full"])
+def test_the_reason_names_the_run_whose_metric_is_not_a_number(arm: str) -> None:
+    study = make_study(5)
+    records = make_records(study, 200)
+    name = records[0]["metric"]["name"]
+    finals(records, arm)[3]["test"][name] = None
+    told = f"{name} is not a number in arm {arm}, seed {finals(records, arm)[3]['seed']}"
+    assert make_summary(study, records).row("lora").verdict == Verdict("unresolved", told)
+    more_updates(records)  # another check may fail as well: the number is missing nevertheless
+    verdict = make_summary(study, records).row("lora").verdict
+    assert verdict is not None
+    assert verdict.blocked
+    assert verdict.reason.endswith(f"; {told}")
+
+
+def test_a_secondary_metric_that_is_not_a_number_is_noted() -> None:
+    study = make_study(5, metrics=("extra",))
+    records = make_records(study, 200)
+    for record in records:
+        if record["test"] is not None:
+            record["test"]["extra"] = 0.5
+            record["items"]["extra"] = [0.0, 1.0] * 100
+    finals(records, "bias")[0]["test"]["extra"] = None
+    assert "extra is not a number in arm bias, seed 1: not shown" in make_summary(study, records).notes

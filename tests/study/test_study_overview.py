@@ -5,6 +5,7 @@ from __future__ import annotations
 from synthetic import make_records, make_study, make_summary
 
 from surgery.study.overview import overview
+from surgery.study.words import finding
 
 
 def test_every_row_of_the_summary_is_a_line() -> None:
@@ -39,3 +40,21 @@ def test_an_indicative_verdict_is_marked() -> None:
     swept = make_study(3)
     seeds = next(check for check in make_summary(swept, make_records(swept)).checks if check.name == "seeds")
     assert seeds.detail == "3: verdicts are indicative, 5 make them firm"
+
+
+def test_a_metric_without_a_unit_has_no_brackets() -> None:
+    study = make_study()
+    records = make_records(study)
+    for record in records:
+        record["metric"]["name"] = "score"
+        for values in (record["test"], record["validation"]):
+            if values is not None:
+                values["score"] = values["accuracy"]
+        if record["items"]:
+            items = record["items"]
+            items["score"] = [float(a == b) for a, b in zip(items["prediction"], items["label"], strict=True)]
+    summary = make_summary(study, records)
+    assert "[]" not in overview(summary).splitlines()[0]
+    assert " score " in overview(summary).splitlines()[0]
+    told = next(finding(summary, row) for row in summary.rows if row.verdict and row.interval)
+    assert "  " not in told

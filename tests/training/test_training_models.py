@@ -65,6 +65,34 @@ def test_a_head_of_another_size_is_new(bert: Path, registry: Registry, tmp_path:
     assert other.new_parameters == ("classifier.weight", "classifier.bias")
 
 
+def test_an_adapter_of_a_new_head_is_merged_into_a_base_that_was_given_the_head(
+    bert: Path, registry: Registry, tmp_path: Path
+) -> None:
+    """What the error says to type."""
+    from small import sentences
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from surgery import Spec, merge_checkpoint, train
+
+    data = {"train": sentences(16), "validation": sentences(8, 16)}
+    spec = Spec(
+        name="head",
+        model=str(bert),
+        task={"kind": "text-classification"},
+        training={"steps": 2, "batch_size": 4, "learning_rate": 1e-3},
+        rules=[{"role": r"head\..*", "adapter": "full"}],
+    )
+    train(spec, tmp_path / "run", registry=registry, data=data)
+    with pytest.raises(CheckpointError, match="the base lacks 'classifier") as caught:
+        merge_checkpoint(bert, [tmp_path / "run" / "adapter"], tmp_path / "merged", registry=registry)
+    assert "from_pretrained(BASE, num_labels=N).save_pretrained(DIR), and train on DIR" in caught.value.hint
+    AutoModelForSequenceClassification.from_pretrained(bert, num_labels=2).save_pretrained(tmp_path / "with-head")
+    AutoTokenizer.from_pretrained(bert).save_pretrained(tmp_path / "with-head")
+    train(spec, tmp_path / "again", registry=registry, data=data, model=str(tmp_path / "with-head"))
+    merge_checkpoint(tmp_path / "with-head", [tmp_path / "again" / "adapter"], tmp_path / "merged", registry=registry)
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
 def test_weights_of_another_shape_are_refused(bert: Path, registry: Registry, tmp_path: Path) -> None:
     shutil.copytree(bert, tmp_path / "odd")
     config = json.loads((bert / "config.json").read_text())
