@@ -12,7 +12,7 @@ from headless import NEEDS_BROWSER, drive
 from synthetic import make_study
 
 from surgery.errors import StateError
-from surgery.report import build_across
+from surgery.report import build_across, build_report
 from surgery.report.across import across, across_view
 from surgery.report.canvas import canvas
 from surgery.report.plots.forest import forest
@@ -116,6 +116,34 @@ def test_a_page_takes_no_strangers_place(comparison: Comparison, other: Comparis
     path, _ = build_across(folders, tmp_path / "ok.html")
     assert build_across(folders, path)[0].read_bytes() == path.read_bytes()
     assert stranger.read_text() == "<p>mine</p>"
+
+
+def test_a_page_written_again_leaves_numbers_that_are_not_its_own(
+    comparison: Comparison, other: Comparison, tmp_path: Path
+) -> None:
+    folders = [comparison.folder, other.folder]
+    page = build_report(comparison.folder, tmp_path / "notes.html")
+    numbers = tmp_path / "notes.csv"
+    numbers.write_text("when,what\nmonday,slept\n")
+    before = page.read_bytes()
+    with pytest.raises(StateError, match="numbers would take the place"):
+        build_across(folders, page)
+    assert numbers.read_text() == "when,what\nmonday,slept\n"
+    assert page.read_bytes() == before
+    assert build_report(comparison.folder, page).read_bytes() == before
+
+
+def test_a_page_takes_no_place_among_a_studys_files(comparison: Comparison, other: Comparison) -> None:
+    folders = [comparison.folder, other.folder]
+    own = build_report(comparison.folder)
+    before = own.read_bytes()
+    for place in (own, comparison.folder / "both.html", comparison.folder / "tables" / "both.html"):
+        with pytest.raises(StateError, match="among the files of the study"):
+            build_across(folders, place)
+    with pytest.raises(StateError, match="among the files of the study"):
+        build_report(other.folder, own)
+    assert build_report(comparison.folder, own).read_bytes() == before
+    assert not (comparison.folder / "both.html").exists()
 
 
 @NEEDS_BROWSER
