@@ -59,6 +59,25 @@ def test_every_arm_of_every_study_has_a_cell_and_a_line(comparison: Comparison, 
         assert f"<td>{line['difference']}</td>" in text
 
 
+def test_a_column_is_an_arm_whatever_its_label(finish: Finish, comparison: Comparison, tmp_path: Path) -> None:
+    arms = {name: arm.model_dump() for name, arm in make_study(3, grid=False).arms.items()}
+    arms["lora"]["label"], arms["bias"]["label"] = "bias only", "every bias"
+    folder = finish(tmp_path / "swapped", make_study(3, name="swapped", arms=arms)).folder
+    view = across_view(across([comparison.folder, folder]), "both")
+    assert view.columns == ("full tuning", "lora", "bias", "frozen + head")
+    assert [cell.notes[0] for cell in (view.rows[0].cells[1], view.rows[1].cells[1])] == [
+        "LoRA, all linears, r=8",
+        "bias only",
+    ]
+    del arms["bias"]
+    arms["narrow"] = {**arms.pop("lora"), "label": "LoRA, all linears, r=8"}
+    folder = finish(tmp_path / "renamed", make_study(3, name="renamed", arms=arms)).folder
+    view = across_view(across([comparison.folder, folder]), "both")
+    assert view.columns[1] == "LoRA, all linears, r=8 (lora)"
+    assert view.columns[-1] == "LoRA, all linears, r=8 (narrow)"
+    assert not view.rows[1].cells[1].text
+
+
 def test_each_group_of_the_forest_has_its_own_margin(comparison: Comparison, other: Comparison) -> None:
     drawing = forest(across([comparison.folder, other.folder]), "both")
     assert drawing is not None
