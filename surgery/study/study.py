@@ -20,7 +20,7 @@ from surgery.study.driver import Driver, Progress
 from surgery.study.overlaps import subspace_overlaps
 from surgery.study.overview import overview
 from surgery.study.preflight import clocked, measured_steps, preflight, refuse_unknown_metrics
-from surgery.study.record import CellRecord
+from surgery.study.record import CellRecord, fault_of
 from surgery.study.results import RESULTS, STUDY, Results, read_records, write_atomically
 from surgery.study.run_cell import CellRunner, forget_sessions, versions
 from surgery.study.spec import StudySpec, load_study
@@ -98,7 +98,7 @@ def compare(
         study = load_study(study, registry)
     folder = Path(out)
     identity = {"hash": study.hash, "name": study.name, "spec": json.loads(study.canonical_json())}
-    with Results.opened(folder, identity) as results:
+    with Results.opened(folder, identity, fault_of) as results:
         owned = engine or local_engine(
             _most_cells(study), workers or _one_per_gpu(), _job_bytes(study, registry), retries=_RETRIES
         )
@@ -158,7 +158,7 @@ def read_comparison(folder: Path | str) -> Comparison:
     if summary.study != digest:
         raise StateError(f"{SUMMARY} belongs to another study", str(folder), "run surgery compare again")
     study = _as_written(folder / WRITTEN, study)
-    records, _ = read_records(folder / RESULTS)
+    records, _ = read_records(folder / RESULTS, fault_of)
     return Comparison(folder, study, summary, _typed(list(records.values())))
 
 
