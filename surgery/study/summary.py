@@ -125,6 +125,8 @@ class Summary:
         forgotten: what each arm forgot, at the end and at equal learning; None where that was not measured.
         probe_unit: unit of what `Row.forgetting` says.
         overlaps: how far arms and seeds changed the same directions, where weights were looked at.
+        results: digest of the results that all this was made from (`surgery.study.results.digest_of`); empty in
+            summaries of earlier versions.
     """
 
     name: str
@@ -146,6 +148,7 @@ class Summary:
     forgotten: Forgotten | None = None
     probe_unit: str = "nats"
     overlaps: tuple[SubspaceOverlap, ...] = ()
+    results: str = ""
 
     def row(self, arm: str) -> Row:
         """Return the row of `arm`."""

@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 
 from surgery.engine.scheduler import one_thread
 from surgery.study.cells import Cell
-from surgery.study.results import write_atomically
+from surgery.study.results import plain_json, write_atomically
 
 if TYPE_CHECKING:
     from surgery.training import Session
@@ -136,8 +136,13 @@ def write_turns(folder: Path, study: str, found: Mapping[str, Turns]) -> None:
 def read_turns(folder: Path, study: str) -> Mapping[str, Turns] | None:
     """Return what the clock said; None where it was not asked, for another study, or the file cannot be read."""
     try:
-        kept = json.loads((folder / TIMINGS).read_text(encoding="utf-8"))
+        kept = plain_json((folder / TIMINGS).read_bytes())
         arms: Mapping[str, Turns] = kept["arms"]
-        return arms if kept["study"] == study else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return arms if kept["study"] == study and all(map(_are_times, arms.values())) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _are_times(told: Mapping[str, Any]) -> bool:
+    """Whether these are lists of seconds: numbers from 0 on."""
+    return all(type(value) in (int, float) and value >= 0 for name in Turns.__annotations__ for value in told[name])

@@ -20,6 +20,7 @@ from tiny import bert_study
 from surgery.engine.scheduler import InProcess
 from surgery.errors import StateError, SurgeryError
 from surgery.registry import Registry
+from surgery.report import build_report
 from surgery.study import Comparison, StudySpec, compare, read_comparison
 from surgery.study.results import RESULTS, Results
 
@@ -119,6 +120,53 @@ def test_a_score_that_its_own_items_contradict(done: Path) -> None:
 def test_a_record_without_the_keys_that_came_later(done: Path) -> None:
     changed(done, lambda record: [record.pop(key, None) for key in ("cost", "weights", "conditions")])
     assert run(done).summary.rows
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda told: told.update(rows=[]), "its rows, seeds, margin or reference"),
+        (lambda told: told.update(reference="nobody"), "its rows, seeds, margin or reference"),
+        (lambda told: told.update(seeds=[]), "its rows, seeds, margin or reference"),
+        (lambda told: told["rows"][1].update(arm="zzz"), "its rows, seeds, margin or reference"),
+        (lambda told: told["rows"].append(told["rows"][1]), "its rows, seeds, margin or reference"),
+        (lambda told: told["rows"][1].update(kind="reference"), "its reference is not"),
+        (lambda told: told.update(margin=float("nan")), "cannot be read: NaN is no finite number"),
+        (lambda told: told.update(results="0" * 64), "results.jsonl was changed after"),
+    ],
+    ids=["no-rows", "no-reference", "no-seeds", "stranger", "twice", "two-references", "nan", "other-results"],
+)
+def test_a_summary_that_is_not_of_these_results(
+    done: Path, change: Callable[[dict[str, Any]], object], said: str
+) -> None:
+    path = done / "summary.json"
+    told = json.loads(path.read_text("utf-8"))
+    change(told)
+    path.write_text(json.dumps(told), encoding="utf-8")
+    before = {each: each.read_bytes() for each in done.rglob("*") if each.is_file()}
+    with pytest.raises(StateError, match=said):
+        build_report(done)
+    assert {each: each.read_bytes() for each in done.rglob("*") if each.is_file()} == before
+    run(done)
+    build_report(done)
+
+
+def test_results_that_changed_after_the_summary(done: Path) -> None:
+    changed(done, lambda record: record["validation"].update(loss=9.9))
+    with pytest.raises(StateError, match="was changed after it was written"):
+        build_report(done)
+    told = json.loads((done / "summary.json").read_text("utf-8"))
+    del told["results"]  # as an earlier version wrote it
+    (done / "summary.json").write_text(json.dumps(told), encoding="utf-8")
+    build_report(done)
+
+
+@pytest.mark.parametrize("name", ["study.json", "summary.json"])
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "\udcff"], ids=["deep", "list", "bytes"])
+def test_a_file_that_no_reader_gets_through(done: Path, name: str, text: str) -> None:
+    (done / name).write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(StateError, match="cannot be read"):
+        build_report(done)
 
 
 def test_another_study_in_the_folder(done: Path) -> None:
