@@ -73,7 +73,9 @@ class Comparison:
         return tuple(sentence(self.summary, row) for row in ordered)
 
     def __str__(self) -> str:
-        return "\n".join([overview(self.summary), "", *self.sentences])
+        blocked = self.summary.blocked
+        why = [f"No verdict can be given: {blocked}.", ""] if blocked else []
+        return "\n".join([overview(self.summary), "", *why, *self.sentences])
 
 
 def compare(

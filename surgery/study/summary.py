@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from surgery.study.audit import Check, audit, blocking, never_trained, untrained
+from surgery.study.checks import red_lines
 from surgery.study.choose import Choice
 from surgery.study.fairness import best_step
 from surgery.study.forgetting.arms import Forgotten, rise, unit_of_probe
@@ -23,7 +24,7 @@ from surgery.study.secondary import Secondary, secondary
 from surgery.study.spec import FROZEN, MAJORITY, Axis, StudySpec
 from surgery.study.statistics import Estimate, Interval, Paired, across_seeds, holm, mcnemar, paired
 from surgery.study.turns import Clock, Turns
-from surgery.study.verdict import Verdict, judge
+from surgery.study.verdict import Verdict, judge, too_few, withheld
 
 __all__ = ["Kind", "Row", "Summary", "summarise"]
 
@@ -41,7 +42,7 @@ class Row:
         test: the primary metric on the test split.
         test_loss, validation_loss: in nats, over seeds.
         pair, interval, narrow, p, adjusted_p, detectable: difference to the reference, 95 % and 90 % intervals, p,
-            Holm's p, smallest true difference that would be found with 80 % power.
+            Holm's p, smallest true difference that would be found with 80 % power (None where nothing varies).
         verdict: of the pair.
         step, step_low, step_high, step_cpu: seconds of one training step: median and quartiles of the wall time, median
             of the CPU time; of each the median over seeds.
@@ -186,7 +187,7 @@ def summarise(
     rows = [_row(study, arm, final, choices) for arm in _order(study, final)]
     rows = [_clocked(row, (turns or {}).get(row.arm)) for row in rows]
     pairs = {arm: _pair(measured, arm, study) for arm in measured.arms if arm != study.reference}
-    rows = _judged(study, metric, rows, pairs, blocking(checks))
+    rows = _judged(study, metric, rows, pairs, checks)
     clock: Literal["cpu", "wall"] = (
         "cpu" if all(record["machine"].get("device", "CPU") == "CPU" for record in final) else "wall"
     )
@@ -321,30 +322,35 @@ def _pair(measured: Measure, arm: str, study: StudySpec) -> Paired:
 
 
 def _judged(
-    study: StudySpec, metric: MetricInfo, rows: Sequence[Row], pairs: Mapping[str, Paired], blocked: str
+    study: StudySpec, metric: MetricInfo, rows: Sequence[Row], pairs: Mapping[str, Paired], checks: Sequence[Check]
 ) -> list[Row]:
     # Baselines are sanity rows, not candidates: they do not enter Holm's family.
     family = [row.arm for row in rows if row.kind == "arm" and row.arm in pairs]
     adjusted = dict(zip(family, holm([pairs[arm].p for arm in family]), strict=True))
     reference = next(row for row in rows if row.kind == "reference")
+    blocked, told = blocking(checks), red_lines(checks)
     judged = []
     for row in rows:
         pair = pairs.get(row.arm)
         if pair is None:
             why = row.flag or reference.flag or "a run has no finite metric"
-            unmeasured = Verdict("unresolved", f"no verdict: {blocked}" if blocked else why, blocked=blocked)
+            seeds = len(study.seeds)
+            unmeasured = Verdict("unresolved", "; ".join(filter(None, (why, too_few(seeds)))))
+            unmeasured = withheld(blocked, told, seeds) if blocked else unmeasured
             judged.append(row if row.kind == "reference" else replace(row, verdict=unmeasured))
             continue
-        unswept = row.kind == "arm" and not (row.swept and reference.swept)
         holms = adjusted.get(row.arm)
-        verdict = judge(
-            pair,
-            study.margin,
-            greater_is_better=metric["greater_is_better"],
-            adjusted_p=holms,
-            blocked=blocked or (f"did not train: {row.flag}" if row.state == "did not train" else ""),
-            unswept=unswept,
-        )
+        if blocked:
+            verdict = withheld(blocked, told, pair.seeds)
+        else:
+            verdict = judge(
+                pair,
+                study.margin,
+                greater_is_better=metric["greater_is_better"],
+                adjusted_p=holms,
+                blocked=f"did not train: {row.flag}" if row.state == "did not train" else "",
+                unswept=row.kind == "arm" and not (row.swept and reference.swept),
+            )
         judged.append(
             replace(
                 row,
@@ -353,7 +359,8 @@ def _judged(
                 narrow=pair.interval(0.90),
                 p=pair.p,
                 adjusted_p=holms,
-                detectable=pair.detectable,
+                # Differences without any spread say nothing of how small a one would be found.
+                detectable=pair.detectable or None,
                 verdict=verdict,
             )
         )
