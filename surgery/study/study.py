@@ -218,9 +218,12 @@ def _clock(
     study: StudySpec, order: Sequence[Cell], registry: Registry, folder: Path, progress: Progress | None
 ) -> Mapping[str, Turns]:
     """Have the arms take turns on the clock, when nothing else of the study runs any more, and keep what it says."""
-    if progress is not None:
-        progress(len(order), len(order), "arms take turns on the clock")
-    turns = clocked([cell for cell in order if cell.phase == "final"], registry)
+
+    def tell(turn: int, turns: int, arm: str) -> None:
+        if progress is not None:
+            progress(len(order), len(order), f"arms take turns on the clock: {arm}, {turn} of {turns}")
+
+    turns = clocked([cell for cell in order if cell.phase == "final"], registry, tell)
     write_turns(folder, study.hash, turns)
     return turns
 

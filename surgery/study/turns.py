@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from typing_extensions import TypedDict
@@ -18,7 +18,7 @@ from surgery.study.results import plain_json, write_atomically
 if TYPE_CHECKING:
     from surgery.training import Session
 
-__all__ = ["TIMINGS", "Clock", "Spread", "Turns", "read_turns", "take_turns", "write_turns"]
+__all__ = ["TIMINGS", "Clock", "Spread", "Tell", "Turns", "read_turns", "take_turns", "write_turns"]
 
 TIMINGS = "timings.json"
 _TURNS = 4  # A B C, C B A, and once more
@@ -75,7 +75,13 @@ class Clock:
         return cls(**{name: Spread.of(turns.get(name, ())) for name in Turns.__annotations__})
 
 
-def take_turns(cells: Sequence[Cell], session_of: Callable[[Cell], Session]) -> dict[str, Turns]:
+Tell: TypeAlias = Callable[[int, int, str], None]
+"""Told before each turn: its number from 1 on, how many there are, and whose it is."""
+
+
+def take_turns(
+    cells: Sequence[Cell], session_of: Callable[[Cell], Session], tell: Tell | None = None
+) -> dict[str, Turns]:
     """Return arm -> what the clock said; one cell of each arm.
 
     What an adapter has learned does not change how long it takes, so the adapters are fresh ones.
@@ -83,7 +89,9 @@ def take_turns(cells: Sequence[Cell], session_of: Callable[[Cell], Session]) -> 
     found = {cell.arm: Turns(step=[], step_cpu=[], base=[], unmerged=[], merged=[]) for cell in cells}
     with one_thread():
         for turn in range(_TURNS):
-            for cell in cells if turn % 2 == 0 else cells[::-1]:
+            for index, cell in enumerate(cells if turn % 2 == 0 else cells[::-1], 1):
+                if tell is not None:
+                    tell(turn * len(cells) + index, _TURNS * len(cells), cell.arm)
                 _turn(session_of(cell), cell, found[cell.arm])
     return found
 
