@@ -24,6 +24,8 @@ def report(
 ) -> None:
     """Write the report of a finished study again: one HTML file with plots, tables and verdicts, from its results.
 
+    Numbers and verdicts are those of summary.json, as surgery compare wrote them; compare makes them anew.
+
     Of several studies: one page with a table of studies and arms, one forest plot, and their numbers as CSV beside it.
     """
     from surgery.errors import StateError

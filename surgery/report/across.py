@@ -102,12 +102,14 @@ def across(folders: Sequence[Path | str]) -> Across:
 def across_view(found: Across, name: str) -> AcrossView:
     """Return the page; `name` is that of the CSV file beside it, without `.csv`."""
     unit, studies = found.unit, found.studies
-    labels = list(dict.fromkeys(row.label for _, one in studies for row in one.summary.rows if row.kind != "majority"))
+    columns = _columns(found)
     lines = found.lines
     rows = []
     for called, one in studies:
-        by_label = {row.label: row for row in one.summary.rows}
-        cells = tuple(_cell(by_label[label], unit) if label in by_label else AcrossCell() for label in labels)
+        by_arm = {row.arm: row for row in one.summary.rows}
+        cells = tuple(
+            _cell(by_arm[arm], unit, column) if arm in by_arm else AcrossCell() for arm, column in columns.items()
+        )
         rows.append(AcrossRow(called, _notes(one, unit), cells))
     return AcrossView(
         title=f"{len(studies)} studies, {found.metric}",
@@ -121,13 +123,28 @@ def across_view(found: Across, name: str) -> AcrossView:
             for called, one in studies
             if one.summary.blocked
         ),
-        columns=tuple(labels),
+        columns=tuple(columns.values()),
         rows=tuple(rows),
         caption="Each study has its own reference, margin, seeds and test items. Differences are paired by seed and "
         "item inside of a study; no difference between studies is taken, and Holm's correction runs over the arms "
         "of each study alone.",
         numbers=Numbers(name, "Every arm of every study", tuple(lines[0]), [_texts(line) for line in lines]),
     )
+
+
+def _columns(found: Across) -> dict[str, str]:
+    """Return arm -> what its column is called: its label, its name where studies label it differently.
+
+    Labels are each study's own: only the name says that two studies speak of one arm.
+    """
+    labels: dict[str, dict[str, None]] = {}
+    for _, one in found.studies:
+        for row in one.summary.rows:
+            if row.kind != "majority":
+                labels.setdefault(row.arm, {})[row.label] = None
+    columns = {arm: next(iter(told)) if len(told) == 1 else arm for arm, told in labels.items()}
+    shared = Counter(columns.values())
+    return {arm: called if shared[called] == 1 else f"{called} ({arm})" for arm, called in columns.items()}
 
 
 def _refuse_twice(found: Sequence[Comparison]) -> None:
@@ -161,15 +178,17 @@ def _notes(one: Comparison, unit: Unit) -> tuple[str, ...]:
     )
 
 
-def _cell(row: Row, unit: Unit) -> AcrossCell:
+def _cell(row: Row, unit: Unit, column: str) -> AcrossCell:
+    named = () if column in (row.label, f"{row.label} ({row.arm})") else (row.label,)
     level = "" if row.test is None else f"{unit.value(row.test.mean)}{' %' if unit.name == 'pt' else ''}"
     if row.kind == "reference":
-        return AcrossCell(level or MISSING, ("reference",))
+        return AcrossCell(level or MISSING, (*named, "reference"))
     if row.pair is None or row.interval is None or row.verdict is None:
-        return AcrossCell(level or MISSING, (row.flag,) if row.flag else (), row.verdict.word if row.verdict else "")
+        notes = (*named, row.flag) if row.flag else named
+        return AcrossCell(level or MISSING, notes, row.verdict.word if row.verdict else "")
     marked = ("indicative",) if row.verdict.indicative else ()
     text = f"{unit.signed(row.pair.difference)} {unit.interval(row.interval)} {unit.name}".rstrip()
-    return AcrossCell(text, (*marked, level), row.verdict.word)
+    return AcrossCell(text, (*named, *marked, level), row.verdict.word)
 
 
 def _line(name: str, one: Comparison, row: Row) -> Line:

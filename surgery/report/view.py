@@ -249,7 +249,7 @@ def _difference(row: Row, unit: Unit) -> Cell:
         return Cell("reference")
     if row.pair is None or row.interval is None:
         return Cell(numbers.MISSING)
-    detectable = () if row.detectable is None else (f"detects {unit.value(row.detectable)}",)
+    detectable = () if not row.detectable else (f"detects {unit.value(row.detectable)}",)
     return Cell(unit.signed(row.pair.difference), (unit.interval(row.interval), *detectable))
 
 

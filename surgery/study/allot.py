@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from surgery.engine.scheduler import named, one_thread
 from surgery.errors import StateError
+from surgery.spec._frozen import MAX_INTEGER
 from surgery.study.cells import Cell, final_cells
-from surgery.study.results import write_atomically
+from surgery.study.results import plain_json, write_atomically
 from surgery.study.spec import FROZEN, StudySpec
 from surgery.study.turns import Turns
 
@@ -22,6 +23,9 @@ __all__ = ["ALLOTTED", "allotted", "counted_work", "is_scaled", "timed_steps"]
 
 ALLOTTED = "budget.json"
 """What a step of each arm costs, and how many each arm gets: kept, because every cell's key depends on it."""
+
+
+_RESTORE = "restore it: every finished cell was run with its numbers"
 
 
 def is_scaled(study: StudySpec) -> bool:
@@ -70,12 +74,16 @@ def allotted(
 
 def _read(path: Path, study: StudySpec) -> Mapping[str, int]:
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        steps = {str(arm): int(number) for arm, number in kept["steps"].items()}
+        kept = plain_json(path.read_bytes())
+        steps: dict[str, int] = {str(arm): number for arm, number in kept["steps"].items()}
         is_own = kept["study"] == study.hash
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        hint = "restore it: every finished cell was run with its numbers"
-        raise StateError("this file does not say how many steps each arm gets", str(path), hint) from None
+        raise StateError("this file does not say how many steps each arm gets", str(path), _RESTORE) from None
+    for arm, number in steps.items():
+        # True is 1 to Python, and 7.9 steps would be 7: neither was written by a study.
+        if type(number) is not int or not 0 < number <= MAX_INTEGER:
+            what = f"this file gives {arm!r} {str(number)[:40]!r} steps, which is no whole number from 1 on"
+            raise StateError(what, str(path), _RESTORE)
     if not is_own or not {*study.arms, *((FROZEN,) if study.head else ())} <= set(steps):
         raise StateError("this file belongs to another study", str(path), "restore the one of this study")
     return steps

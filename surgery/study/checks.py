@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from surgery.study.record import CellRecord
 
-__all__ = ["Check", "Status", "blocking", "none", "same", "short"]
+__all__ = ["Check", "Status", "blocking", "none", "red_lines", "same", "short"]
 
 Status: TypeAlias = Literal["pass", "warn", "fail", "none"]
 
@@ -33,6 +33,14 @@ class Check:
 def blocking(checks: Iterable[Check]) -> str:
     """Return why no verdict may be given, or an empty text."""
     return "; ".join(f"{check.name}: {check.detail}" for check in checks if check.status == "fail" and check.blocks)
+
+
+def red_lines(checks: Iterable[Check]) -> str:
+    """Return which lines `blocking` tells at length: said once, not beside every arm; an empty text if none do."""
+    names = list(dict.fromkeys(check.name for check in checks if check.status == "fail" and check.blocks))
+    if not names:
+        return ""
+    return f"see the red line{'s' if len(names) > 1 else ''} {' and '.join(map(repr, names))} of the checklist"
 
 
 def none(name: str, detail: str) -> Check:

@@ -20,6 +20,7 @@ __all__ = ["Measure", "Score", "measure", "not_numbers"]
 Score: TypeAlias = Callable[[Items], Mapping[str, float]]
 """A task's metrics from per-item arrays."""
 
+_SAME = 1e-6  # a plugin may have scored arrays of single precision; what a file holds is read as double
 _CORPUS_RESAMPLES = 2000  # a metric that is no mean is computed anew for every draw, run by run
 
 
@@ -51,7 +52,7 @@ def measure(
     """Return the primary metric of every arm on every seed and on resampled items.
 
     Raises:
-        StateError: records that do not speak of the same test items.
+        StateError: records that do not speak of the same test items, or whose score is not that of their items.
     """
     runs = _runs(final, metric, seeds)
     arms = list(runs)
@@ -65,6 +66,7 @@ def measure(
         )
     reported = np.array([run.reported for arm in arms for run in runs[arm]])
     points, draws = _values(flat, reported, metric, resamples, score)
+    _refuse_contradictions([f"{arm}, seed {seed}" for arm in arms for seed in seeds], metric, points, reported)
     shape = (len(arms), len(seeds))
     by_arm = points.reshape(shape)
     drawn = draws.reshape(len(draws), *shape)
@@ -150,7 +152,7 @@ def _values(
         values, units = parts
         points = values.sum(axis=1) / units.sum()
         # A plugin may mean something else by the same name: then its own score is computed anew on every draw.
-        if np.allclose(points, reported, rtol=1e-6, atol=1e-6):
+        if np.allclose(points, reported, rtol=_SAME, atol=_SAME):
             return points, resampled_ratios(values, units, resamples, 0)
     if score is None:
         raise StateError(
@@ -160,6 +162,17 @@ def _values(
     alone: Callable[[Items], float] = lambda items: float(score(items)[metric])  # noqa: E731
     points = np.array([alone(items) for items in flat])
     return points, resampled_scores(flat, alone, min(resamples, _CORPUS_RESAMPLES), 0)
+
+
+def _refuse_contradictions(runs: Sequence[str], metric: str, points: Floats, reported: Floats) -> None:
+    """Refuse a score that the run's own items do not give: one of the two was edited, or is of another version."""
+    for run, point, told in zip(runs, points, reported, strict=True):
+        if not np.isclose(point, told, rtol=_SAME, atol=_SAME):
+            raise StateError(
+                f"{run}: the record says {metric} {told:.6g}, and its test items give {point:.6g}",
+                "results.jsonl",
+                "restore the file, or delete the line of this run: it runs again",
+            )
 
 
 def _ratio(flat: Sequence[Items], metric: str) -> tuple[Floats, Floats] | None:

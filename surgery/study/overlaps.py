@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from surgery.errors import StateError
 from surgery.study.cells import Cell
+from surgery.study.results import plain_json
 
 if TYPE_CHECKING:
     from surgery.spectra import Directions
 
-__all__ = ["COUNT", "FOLDER", "SubspaceOverlap", "keep_directions", "subspace_overlaps"]
+__all__ = ["COUNT", "FOLDER", "SubspaceOverlap", "keep_directions", "subspace_overlaps", "unreadable_directions"]
 
 FOLDER = "directions"
 """Folder, inside a study's, of the leading directions of what each run changed: one file for each run."""
@@ -71,11 +72,12 @@ def keep_directions(found: Mapping[str, Directions], cell: Cell, folder: Path) -
 def subspace_overlaps(cells: Sequence[Cell], folder: Path) -> tuple[SubspaceOverlap, ...]:
     """Return the overlaps of arms on their first common seed, and of each arm's seeds with its first one.
 
-    Runs whose directions were not kept (none changed a matrix, or an earlier version ran them) have none.
+    Runs whose directions were not kept (none changed a matrix, or an earlier version ran them), or whose file cannot
+    be read, have none.
     """
     from surgery.operation.attach import alike_everywhere
 
-    looked = [cell for cell in cells if cell.weights and _path(folder, cell).is_file()]
+    looked = [cell for cell in _kept(cells, folder) if _readable(folder, cell)]
     if len(looked) < 2:
         return ()
     found = []
@@ -85,6 +87,32 @@ def subspace_overlaps(cells: Sequence[Cell], folder: Path) -> tuple[SubspaceOver
             if told is not None:
                 found.append(told)
     return tuple(found)
+
+
+def unreadable_directions(cells: Sequence[Cell], folder: Path) -> tuple[str, ...]:
+    """Return the names of files of directions that cannot be read: no number but the overlaps rests on them."""
+    return tuple(_path(folder, cell).name for cell in _kept(cells, folder) if not _readable(folder, cell))
+
+
+def _kept(cells: Sequence[Cell], folder: Path) -> list[Cell]:
+    # A file, or what took its place; a run that changed no matrix has none.
+    return [cell for cell in cells if cell.weights and os.path.lexists(_path(folder, cell))]
+
+
+def _readable(folder: Path, cell: Cell) -> bool:
+    from safetensors import SafetensorError
+
+    try:
+        return _path(folder, cell).is_file() and all(_is_sound(one) for one in _read(folder, cell).values())
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _is_sound(one: Directions) -> bool:
+    parts = (one.found.left, one.found.values, one.found.right)
+    left, values, right = parts
+    shaped = [part.ndim for part in parts] == [2, 1, 2] and left.shape[1] == len(values) == right.shape[0] > 0
+    return shaped and all(bool(part.isfinite().all()) for part in parts)
 
 
 def _path(folder: Path, cell: Cell) -> Path:
@@ -107,7 +135,7 @@ def _overlap(one: Cell, other: Cell, folder: Path) -> SubspaceOverlap | None:
 
     try:
         told = list(measure_overlaps(_read(folder, one), _read(folder, other)))
-    except StateError:  # no matrix is in both
+    except (StateError, RuntimeError):  # no matrix is in both, or they are of different sizes
         return None
 
     def middle(name: str) -> float:
@@ -135,7 +163,7 @@ def _read(folder: Path, cell: Cell) -> dict[str, Directions]:
 
     found: dict[str, Any] = {}
     with safe_open(_path(folder, cell), framework="pt") as file:
-        for index, one in enumerate(json.loads(file.metadata()["matrices"])):
+        for index, one in enumerate(plain_json(file.metadata()["matrices"])):
             energy = one.pop("energy")
             left, values, right = (file.get_tensor(f"{index}.{part}") for part in ("left", "values", "right"))
             found[one["name"]] = Directions(**one, found=Decomposition(left, values, right, energy, is_exact=False))

@@ -13,7 +13,7 @@ from surgery.study.conditions import refuse_one_split_twice
 from surgery.study.forgetting.along import known_of
 from surgery.study.run_cell import session_of
 from surgery.study.spec import StudySpec
-from surgery.study.turns import Turns, take_turns
+from surgery.study.turns import Tell, Turns, take_turns
 
 __all__ = ["clocked", "measured_steps", "preflight", "refuse_unknown_metrics"]
 
@@ -37,14 +37,14 @@ def preflight(cells: Sequence[Cell], registry: Registry) -> None:
             raise named(cell, error) from error
 
 
-def clocked(cells: Sequence[Cell], registry: Registry) -> dict[str, Turns]:
+def clocked(cells: Sequence[Cell], registry: Registry, tell: Tell | None = None) -> dict[str, Turns]:
     """Return arm -> times of its steps and forward passes: one cell of each arm that trains takes turns.
 
     Raises:
         SurgeryError: what went wrong.
     """
     arms = {cell.arm: cell for cell in cells if cell.trains}
-    return take_turns(list(arms.values()), lambda cell: session_of(cell, registry))
+    return take_turns(list(arms.values()), lambda cell: session_of(cell, registry), tell)
 
 
 def measured_steps(study: StudySpec, cells: Sequence[Cell], registry: Registry) -> tuple[int, dict[str, float]]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-# Pydantic needs this one before Python 3.12, and depends on it itself.
+from collections.abc import Mapping
+from functools import cache
 from typing import Any, NotRequired
 
+from pydantic import TypeAdapter, ValidationError
+
+# Pydantic needs this one before Python 3.12, and depends on it itself.
 from typing_extensions import TypedDict
 
 from surgery.study.conditions import Conditions
@@ -22,6 +26,7 @@ __all__ = [
     "MetricInfo",
     "Parameters",
     "Timing",
+    "fault_of",
     "memory_total",
 ]
 
@@ -170,3 +175,30 @@ class CellRecord(TypedDict):
     machine: dict[str, str | int]
     weights: NotRequired[list[dict[str, Any]]]
     conditions: NotRequired[Conditions | None]
+
+
+def fault_of(record: Mapping[str, Any]) -> str:
+    """Return the first thing that makes plain JSON no record of a cell; empty if it is one.
+
+    Keys that came later may be missing: records of earlier versions stay readable.
+    """
+    try:
+        told = _records().validate_python(record, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    if told["phase"] not in ("tune", "final"):
+        return "phase: should be tune or final"
+    if told["phase"] == "tune":
+        return ""
+    test, items = told["test"], told["items"]
+    if test is None or items is None or "loss" not in items:
+        return "items: a final run has a test score and the loss of every test item"
+    if len({len(values) for values in items.values()}) != 1:
+        return "items: the arrays differ in length"
+    return ""
+
+
+@cache
+def _records() -> TypeAdapter[CellRecord]:
+    return TypeAdapter(CellRecord)

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from surgery.errors import StateError
 
-__all__ = ["RESULTS", "STUDY", "Record", "Results", "read_records", "without_timings", "write_atomically"]
+__all__ = [
+    "RESULTS",
+    "STUDY",
+    "Record",
+    "Results",
+    "digest_of",
+    "plain_json",
+    "read_records",
+    "without_timings",
+    "write_atomically",
+]
+
+Check: TypeAlias = Callable[[Mapping[str, Any]], str]
+"""What is wrong with a record; empty if nothing is."""
 
 Record: TypeAlias = Mapping[str, Any]
 """What one cell found out: plain JSON. `timing` and `machine` may differ between two equal runs; nothing else may."""
@@ -42,11 +57,47 @@ def without_timings(record: Record) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in ("timing", "machine")}
 
 
-def read_records(path: Path) -> tuple[dict[str, Record], str]:
-    """Return key -> record, and a note about a torn last line that was left out (empty if there was none).
+def digest_of(records: Iterable[Record]) -> str:
+    """Return the sha256 of the lines of `records`, times and machines aside: equal studies give equal ones."""
+    whole = hashlib.sha256()
+    for record in records:
+        whole.update(_line(without_timings(record)).encode())
+    return whole.hexdigest()
+
+
+def plain_json(text: str | bytes) -> Any:
+    """Return what `text` says, whoever wrote it.
 
     Raises:
-        StateError: a line other than the last cannot be read, or two lines tell different results of one cell.
+        ValueError: it is no JSON, holds numbers that are not finite, or is nested too deeply.
+    """
+    try:
+        return json.loads(text, parse_constant=_finite, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no finite number")
+    return number
+
+
+def _sound(_record: Record) -> str:
+    return ""
+
+
+def read_records(path: Path, check: Check = _sound) -> tuple[dict[str, Record], str]:
+    """Return key -> record, and a note about a torn last line that was left out (empty if there was none).
+
+    Args:
+        path: of the file; one that is not there has no records.
+        check: says what is wrong with a record.
+
+    Raises:
+        StateError: a line other than the last cannot be read, `check` finds something wrong with one, or two lines
+            tell different results of one cell.
     """
     records: dict[str, Record] = {}
     note = ""
@@ -65,6 +116,9 @@ def read_records(path: Path) -> tuple[dict[str, Record], str]:
                 f"{path}:{number}",
                 "restore the file, or delete the line: its cell runs again",
             )
+        if fault := check(record):
+            hint = "restore the file, or delete the line: its cell runs again"
+            raise StateError(f"this line is not a result: {fault}", f"{path}:{number}", hint)
         known = records.get(record["key"])
         if known is not None and without_timings(known) != without_timings(record):
             raise StateError(
@@ -92,12 +146,13 @@ class Results:
 
     @classmethod
     @contextmanager
-    def opened(cls, folder: Path, identity: Record) -> Iterator[Results]:
+    def opened(cls, folder: Path, identity: Record, check: Check = _sound) -> Iterator[Results]:
         """Open (or begin) the study that `identity` describes in `folder`, and lock it.
 
         Args:
             folder: new, empty, or of the same study.
             identity: plain JSON with at least `hash` and `name`; kept in `study.json`.
+            check: says what is wrong with a record.
 
         Raises:
             StateError: the folder holds another study or other files, or another process is at work in it.
@@ -106,7 +161,7 @@ class Results:
         with _locked(folder):
             _claim(folder, identity)
             path = folder / RESULTS
-            records, note = read_records(path)
+            records, note = read_records(path, check)
             if note or _unfinished(path):
                 write_atomically(path, "".join(_line(record) for record in records.values()))
             yield cls(folder, records, note)
@@ -134,7 +189,7 @@ def _line(record: Record) -> str:
 
 def _parsed(line: bytes) -> Record | None:
     try:
-        record = json.loads(line)
+        record = plain_json(line)
     except ValueError:
         return None
     return record if isinstance(record, dict) and isinstance(record.get("key"), str) else None
@@ -187,10 +242,10 @@ def _claim(folder: Path, identity: Record) -> None:
         _begin(path, identity)
         return
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = plain_json(path.read_bytes())
         same = known["hash"] == identity["hash"]
         name = known["name"]
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise StateError("this file does not describe a study", str(path), "choose another --out") from None
     if not same and not (folder / RESULTS).exists():
         # Nothing was run for the study that is known here: it was refused while its arms were planned.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
@@ -46,6 +47,9 @@ __all__ = [
 FROZEN = "frozen"
 MAJORITY = "majority"
 """Names of the two rows that every study gets of its own accord."""
+
+_OWN_LABELS = ("frozen + head", "frozen (untouched base)", "majority class")
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # control, zero-width and bidirectional, lone halves, separators
 
 _Seed = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 _Rate = Annotated[float, Field(gt=0, le=100)]
@@ -254,9 +258,10 @@ class StudySpec(StrictModel):
         """Return how tables and plots call `arm`, the rows of the study's own included."""
         if arm in self.arms:
             return self.arms[arm].label or arm
+        with_head, untouched, majority = _OWN_LABELS
         if arm == MAJORITY:
-            return "majority class"
-        return "frozen + head" if self.head else "frozen (untouched base)"
+            return majority
+        return with_head if self.head else untouched
 
     def training_of(self, rate: float, steps: int | None = None) -> TrainingSpec:
         """Return the shared training at one learning rate, the head at its own; `steps` in place of the shared ones."""
@@ -308,18 +313,32 @@ def _data_lines(data: Mapping[str, Any]) -> list[InitErrorDetails]:
 
 
 def _label_lines(arms: Mapping[Any, Any]) -> list[InitErrorDetails]:
-    """Refuse two arms that tables and plots would call the same."""
-    called: dict[str, Any] = {}
+    """Refuse labels that cannot be read, and two rows that a reader of tables and plots would take for one."""
+    called = {_as_read(label): f"a row that every study can have ({label!r})" for label in _OWN_LABELS}
+    places: dict[str, tuple[Any, ...]] = {}
     lines = []
     for name, arm in arms.items():
         given = arm.get("label") if isinstance(arm, Mapping) else getattr(arm, "label", None)
+        place = ("arms", name, "label") if isinstance(given, str) else ("arms", name)
         label = given if isinstance(given, str) else str(name)
-        if label in called:
-            place = ("arms", name, "label") if isinstance(given, str) else ("arms", called[label], "label")
-            what = f"the arms {str(called[label])!r} and {str(name)!r} are both called {label!r}"
-            lines.append(said(what, "give each arm a label of its own", place))
-        called.setdefault(label, name)
+        if not label.strip() or any(unicodedata.category(sign) in _UNSEEN for sign in label):
+            what = f"is blank or holds line breaks or invisible characters: {label!a}"
+            lines.append(said(what, "write one line of visible characters", place))
+            continue
+        read = _as_read(label)
+        if read in called:
+            # The label is the one to change: the other arm may be called by its name alone.
+            at = place if isinstance(given, str) else places.get(read, place)
+            what = f"the arm {str(name)!r} is called {label!r}, as is {called[read]}"
+            lines.append(said(what, "give each arm a label of its own; case and spaces tell none apart", at))
+        called.setdefault(read, f"the arm {str(name)!r}")
+        places.setdefault(read, place)
     return lines
+
+
+def _as_read(label: str) -> str:
+    """Return what labels share that look alike: case, compatibility forms and spaces aside."""
+    return " ".join(unicodedata.normalize("NFKC", label).casefold().split())
 
 
 def _seed_lines(data: Mapping[str, Any]) -> list[InitErrorDetails]:

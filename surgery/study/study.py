@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,13 +17,22 @@ from surgery.registry import Registry, asked
 from surgery.study.allot import allotted
 from surgery.study.cells import Cell
 from surgery.study.driver import Driver, Progress
-from surgery.study.overlaps import subspace_overlaps
+from surgery.study.overlaps import subspace_overlaps, unreadable_directions
 from surgery.study.overview import overview
 from surgery.study.preflight import clocked, measured_steps, preflight, refuse_unknown_metrics
-from surgery.study.record import CellRecord
-from surgery.study.results import RESULTS, STUDY, Results, read_records, write_atomically
+from surgery.study.record import CellRecord, fault_of
+from surgery.study.results import (
+    RESULTS,
+    STUDY,
+    Record,
+    Results,
+    digest_of,
+    plain_json,
+    read_records,
+    write_atomically,
+)
 from surgery.study.run_cell import CellRunner, forget_sessions, versions
-from surgery.study.spec import StudySpec, load_study
+from surgery.study.spec import FROZEN, MAJORITY, StudySpec, load_study
 from surgery.study.summary import Summary, summarise
 from surgery.study.tables import write_tables
 from surgery.study.turns import Turns, read_turns, write_turns
@@ -64,7 +73,9 @@ class Comparison:
         return tuple(sentence(self.summary, row) for row in ordered)
 
     def __str__(self) -> str:
-        return "\n".join([overview(self.summary), "", *self.sentences])
+        blocked = self.summary.blocked
+        why = [f"No verdict can be given: {blocked}.", ""] if blocked else []
+        return "\n".join([overview(self.summary), "", *why, *self.sentences])
 
 
 def compare(
@@ -99,7 +110,7 @@ def compare(
     folder = Path(out)
     identity = {"hash": study.hash, "name": study.name, "spec": json.loads(study.canonical_json())}
     forget_sessions()  # of another study in this process: its files may have other rows by now
-    with Results.opened(folder, identity) as results:
+    with Results.opened(folder, identity, fault_of) as results:
         owned = engine or local_engine(
             _most_cells(study), workers or _one_per_gpu(), _job_bytes(study, registry), retries=_RETRIES
         )
@@ -126,19 +137,21 @@ def compare(
         if turns is None and all("cost" in record for record in records):
             turns = _clock(study, order, registry, folder, progress)
         summary = summarise(study, records, choices, _score(study, registry), turns)
-        summary = replace(summary, overlaps=subspace_overlaps(order, folder))
+        # The file as it was settled: in the order of the cells, then whatever else was tried.
+        digest = digest_of(read_records(folder / RESULTS)[0].values())
+        summary = replace(summary, overlaps=subspace_overlaps(order, folder), results=digest)
         write_atomically(folder / SUMMARY, _json(summary))
         write_atomically(folder / WRITTEN, study.to_yaml())
         write_tables(folder / "tables", summary, records)
-        note = "; ".join(filter(None, (results.note, _died(owned))))
+        note = "; ".join(filter(None, (results.note, _died(owned), _left_out(order, folder))))
     return Comparison(folder, study, summary, records, note)
 
 
 def read_comparison(folder: Path | str) -> Comparison:
-    """Return the finished study in `folder`, from its files alone.
+    """Return the finished study in `folder`, from its files alone: the summary as it was written, not made anew.
 
     Raises:
-        StateError: there is no finished study.
+        StateError: there is no finished study, or its files contradict each other.
     """
     folder = Path(folder)
     for name in (STUDY, RESULTS, SUMMARY):
@@ -147,10 +160,10 @@ def read_comparison(folder: Path | str) -> Comparison:
                 f"the folder holds no finished study: {name} is missing", str(folder), "run surgery compare"
             )
     try:
-        known = json.loads((folder / STUDY).read_text(encoding="utf-8"))
+        known = plain_json((folder / STUDY).read_bytes())
         study, digest = StudySpec.model_validate(known["spec"]), known["hash"]
-        summary = TypeAdapter(Summary).validate_json((folder / SUMMARY).read_bytes())
-    except (ValueError, KeyError, TypeError) as error:
+        summary = TypeAdapter(Summary).validate_python(plain_json((folder / SUMMARY).read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         hint = "run surgery compare again: it writes the file anew from the results"
         raise StateError(
             f"a file of the study cannot be read: {str(error).splitlines()[0]}", str(folder), hint
@@ -159,8 +172,32 @@ def read_comparison(folder: Path | str) -> Comparison:
     if summary.study != digest:
         raise StateError(f"{SUMMARY} belongs to another study", str(folder), "run surgery compare again")
     study = _as_written(folder / WRITTEN, study)
-    records, _ = read_records(folder / RESULTS)
+    records, _ = read_records(folder / RESULTS, fault_of)
+    _refuse_contradictions(summary, study, records.values(), folder / SUMMARY)
     return Comparison(folder, study, summary, _typed(list(records.values())))
+
+
+def _refuse_contradictions(summary: Summary, study: StudySpec, records: Iterable[Record], path: Path) -> None:
+    """Refuse a summary that is not of this study, or not of these results."""
+    known = sorted([*study.arms, FROZEN])
+    # Tasks without classes have no majority.
+    arms = sorted(row.arm for row in summary.rows if row.kind != "majority" or row.arm != MAJORITY)
+    declared = (summary.reference, summary.seeds, summary.margin) == (study.reference, study.seeds, study.margin)
+    what = ""
+    if not declared or arms != known:
+        what = "its rows, seeds, margin or reference are not those of the study"
+    elif [row.arm for row in summary.rows if row.kind == "reference"] != [study.reference]:
+        what = "its reference is not that of the study"
+    elif summary.results and summary.results != digest_of(records):
+        what = f"{RESULTS} was changed after it was written"
+    if what:
+        raise StateError(what, str(path), "run surgery compare again: it writes the file anew from the results")
+
+
+def _left_out(order: Sequence[Cell], folder: Path) -> str:
+    """Return which files of directions were passed over, for the user to read."""
+    names = unreadable_directions(order, folder)
+    return f"directions that cannot be read were left out: {', '.join(names)}" if names else ""
 
 
 def _as_written(path: Path, study: StudySpec) -> StudySpec:
@@ -182,9 +219,12 @@ def _clock(
     study: StudySpec, order: Sequence[Cell], registry: Registry, folder: Path, progress: Progress | None
 ) -> Mapping[str, Turns]:
     """Have the arms take turns on the clock, when nothing else of the study runs any more, and keep what it says."""
-    if progress is not None:
-        progress(len(order), len(order), "arms take turns on the clock")
-    turns = clocked([cell for cell in order if cell.phase == "final"], registry)
+
+    def tell(turn: int, turns: int, arm: str) -> None:
+        if progress is not None:
+            progress(len(order), len(order), f"arms take turns on the clock: {arm}, {turn} of {turns}")
+
+    turns = clocked([cell for cell in order if cell.phase == "final"], registry, tell)
     write_turns(folder, study.hash, turns)
     return turns
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-import numpy as np
-
 from surgery.study.audit import Check, audit, blocking, never_trained, untrained
+from surgery.study.averages import estimate, largest, mean, median, metric_of
+from surgery.study.checks import red_lines
 from surgery.study.choose import Choice
 from surgery.study.fairness import best_step
 from surgery.study.forgetting.arms import Forgotten, rise, unit_of_probe
@@ -21,9 +21,9 @@ from surgery.study.readings import Reading, readings
 from surgery.study.record import CellRecord, Memory, MetricInfo
 from surgery.study.secondary import Secondary, secondary
 from surgery.study.spec import FROZEN, MAJORITY, Axis, StudySpec
-from surgery.study.statistics import Estimate, Interval, Paired, across_seeds, holm, mcnemar, paired
+from surgery.study.statistics import Estimate, Interval, Paired, holm, mcnemar, paired
 from surgery.study.turns import Clock, Turns
-from surgery.study.verdict import Verdict, judge
+from surgery.study.verdict import Verdict, judge, too_few, withheld
 
 __all__ = ["Kind", "Row", "Summary", "summarise"]
 
@@ -41,7 +41,7 @@ class Row:
         test: the primary metric on the test split.
         test_loss, validation_loss: in nats, over seeds.
         pair, interval, narrow, p, adjusted_p, detectable: difference to the reference, 95 % and 90 % intervals, p,
-            Holm's p, smallest true difference that would be found with 80 % power.
+            Holm's p, smallest true difference that would be found with 80 % power (None where nothing varies).
         verdict: of the pair.
         step, step_low, step_high, step_cpu: seconds of one training step: median and quartiles of the wall time, median
             of the CPU time; of each the median over seeds.
@@ -125,6 +125,8 @@ class Summary:
         forgotten: what each arm forgot, at the end and at equal learning; None where that was not measured.
         probe_unit: unit of what `Row.forgetting` says.
         overlaps: how far arms and seeds changed the same directions, where weights were looked at.
+        results: digest of the results that all this was made from (`surgery.study.results.digest_of`); empty in
+            summaries of earlier versions.
     """
 
     name: str
@@ -146,6 +148,7 @@ class Summary:
     forgotten: Forgotten | None = None
     probe_unit: str = "nats"
     overlaps: tuple[SubspaceOverlap, ...] = ()
+    results: str = ""
 
     def row(self, arm: str) -> Row:
         """Return the row of `arm`."""
@@ -185,7 +188,7 @@ def summarise(
     others = [arm for arm in measured.arms if arm != study.reference and study.reference in measured.points]
     pairs = {arm: _pair(measured, arm, study) for arm in others}
     unknown = not_numbers(final, metric["name"])
-    rows = _judged(study, metric, rows, pairs, blocking(checks), unknown)
+    rows = _judged(study, metric, rows, pairs, checks, unknown)
     clock: Literal["cpu", "wall"] = (
         "cpu" if all(record["machine"].get("device", "CPU") == "CPU" for record in final) else "wall"
     )
@@ -247,13 +250,13 @@ def _row(study: StudySpec, arm: str, final: Sequence[CellRecord], choices: Seque
         grid=choice.grid if choice else (),
         swept=choice.swept if choice else False,
         edge=choice.edge if choice else False,
-        test=_estimate([_metric(record["test"], first["metric"]["name"]) for record in own]),
-        test_loss=_estimate([_metric(record["test"], "loss") for record in own]),
-        validation_loss=_estimate([record["validation"].get("loss") for record in own]),
-        step=_median([record["timing"]["step"] for record in own]),
-        step_low=_median([record["timing"]["step_low"] for record in own]),
-        step_high=_median([record["timing"]["step_high"] for record in own]),
-        step_cpu=_median([record["timing"]["step_cpu"] for record in own]),
+        test=estimate([metric_of(record["test"], first["metric"]["name"]) for record in own]),
+        test_loss=estimate([metric_of(record["test"], "loss") for record in own]),
+        validation_loss=estimate([record["validation"].get("loss") for record in own]),
+        step=median([record["timing"]["step"] for record in own]),
+        step_low=median([record["timing"]["step_low"] for record in own]),
+        step_high=median([record["timing"]["step_high"] for record in own]),
+        step_cpu=median([record["timing"]["step_cpu"] for record in own]),
         memory=first["memory"],
         cost=first.get("cost"),
         apart=apart(first["memory"], first.get("cost")),
@@ -261,12 +264,12 @@ def _row(study: StudySpec, arm: str, final: Sequence[CellRecord], choices: Seque
         checkpoint_bytes=first["checkpoint_bytes"] if first["trains"] else None,
         elements=sum(trip["elements"] for trip in trips) if trips else None,
         differ=sum(trip["differ"] for trip in trips) if trips else None,
-        logit_change=_largest([trip["logit_change"] for trip in trips]),
+        logit_change=largest([trip["logit_change"] for trip in trips]),
         flag=(flag := untrained(final).get(arm, "")),
         state=("did not train" if arm in never_trained(final) else "partly") if flag else "trained",
         steps=first["budget"]["updates"] if first["trains"] else None,
-        best_step=_median([best_step(record) for record in own]) if first["trains"] else None,
-        best_loss=_mean([_lowest(record) for record in own]) if first["trains"] else None,
+        best_step=median([best_step(record) for record in own]) if first["trains"] else None,
+        best_loss=mean([_lowest(record) for record in own]) if first["trains"] else None,
     )
     return _with_forgetting(row, own)
 
@@ -292,22 +295,22 @@ def _with_forgetting(row: Row, own: Sequence[CellRecord]) -> Row:
     if not lost:
         return row
     risen = [rise(item) for item in lost]
-    return replace(row, forgetting=_estimate(risen), known_before=_mean(before), known_after=_mean(after))
+    return replace(row, forgetting=estimate(risen), known_before=mean(before), known_after=mean(after))
 
 
 def _majority_row(row: Row, final: Sequence[CellRecord]) -> Row:
     record = next(record for record in final if record["majority"])
     majority = record["majority"]
     assert majority is not None
-    value = _metric(majority["test"], record["metric"]["name"])
+    value = metric_of(majority["test"], record["metric"]["name"])
     return replace(
         row,
         adapter=0,
         head=0,
         share=0.0,
-        test=_estimate([value]),
-        test_loss=_estimate([_metric(majority["test"], "loss")]),
-        validation_loss=_estimate([majority["validation_loss"]]),
+        test=estimate([value]),
+        test_loss=estimate([metric_of(majority["test"], "loss")]),
+        validation_loss=estimate([majority["validation_loss"]]),
     )
 
 
@@ -327,34 +330,38 @@ def _judged(
     metric: MetricInfo,
     rows: Sequence[Row],
     pairs: Mapping[str, Paired],
-    blocked: str,
+    checks: Sequence[Check],
     unknown: Mapping[str, str],
 ) -> list[Row]:
     # Baselines are sanity rows, not candidates: they do not enter Holm's family.
     family = [row.arm for row in rows if row.kind == "arm" and row.arm in pairs]
     adjusted = dict(zip(family, holm([pairs[arm].p for arm in family]), strict=True))
     reference = next(row for row in rows if row.kind == "reference")
+    blocked, told = blocking(checks), red_lines(checks)
     judged = []
     for row in rows:
         pair = pairs.get(row.arm)
         if pair is None:
             # Whatever else is wrong: without a number there would be no verdict either.
             numbers = [unknown[arm] for arm in (row.arm, study.reference) if arm in unknown]
-            reasons = [f"no verdict: {blocked}" if blocked else row.flag or reference.flag, *numbers]
-            told = "; ".join(filter(None, reasons)) or "a run has no finite metric"
-            unmeasured = Verdict("unresolved", told, blocked=blocked)
+            why = "; ".join(filter(None, (row.flag or reference.flag, *numbers))) or "a run has no finite metric"
+            seeds = len(study.seeds)
+            unmeasured = Verdict("unresolved", "; ".join(filter(None, (why, too_few(seeds)))))
+            unmeasured = withheld(blocked, "; ".join((told, *numbers)), seeds) if blocked else unmeasured
             judged.append(row if row.kind == "reference" else replace(row, verdict=unmeasured))
             continue
-        unswept = row.kind == "arm" and not (row.swept and reference.swept)
         holms = adjusted.get(row.arm)
-        verdict = judge(
-            pair,
-            study.margin,
-            greater_is_better=metric["greater_is_better"],
-            adjusted_p=holms,
-            blocked=blocked or (f"did not train: {row.flag}" if row.state == "did not train" else ""),
-            unswept=unswept,
-        )
+        if blocked:
+            verdict = withheld(blocked, told, pair.seeds)
+        else:
+            verdict = judge(
+                pair,
+                study.margin,
+                greater_is_better=metric["greater_is_better"],
+                adjusted_p=holms,
+                blocked=f"did not train: {row.flag}" if row.state == "did not train" else "",
+                unswept=row.kind == "arm" and not (row.swept and reference.swept),
+            )
         judged.append(
             replace(
                 row,
@@ -363,37 +370,9 @@ def _judged(
                 narrow=pair.interval(0.90),
                 p=pair.p,
                 adjusted_p=holms,
-                detectable=pair.detectable,
+                # Differences without any spread say nothing of how small a one would be found.
+                detectable=pair.detectable or None,
                 verdict=verdict,
             )
         )
     return judged
-
-
-def _metric(values: Mapping[str, float | None] | None, name: str) -> float | None:
-    return None if values is None else values.get(name)
-
-
-def _finite(values: Sequence[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
-
-
-def _estimate(values: Sequence[float | None]) -> Estimate | None:
-    finite = _finite(values)
-    # A mean over the runs that happened to survive would flatter the arm.
-    return across_seeds(finite) if finite and len(finite) == len(values) else None
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    finite = _finite(values)
-    return float(np.mean(finite)) if finite else None
-
-
-def _median(values: Sequence[float | None]) -> float | None:
-    finite = _finite(values)
-    return float(np.median(finite)) if finite else None
-
-
-def _largest(values: Sequence[float | None]) -> float | None:
-    finite = _finite(values)
-    return max(finite) if finite else None

@@ -6,19 +6,19 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from typing_extensions import TypedDict
 
 from surgery.engine.scheduler import one_thread
 from surgery.study.cells import Cell
-from surgery.study.results import write_atomically
+from surgery.study.results import plain_json, write_atomically
 
 if TYPE_CHECKING:
     from surgery.training import Session
 
-__all__ = ["TIMINGS", "Clock", "Spread", "Turns", "read_turns", "take_turns", "write_turns"]
+__all__ = ["TIMINGS", "Clock", "Spread", "Tell", "Turns", "read_turns", "take_turns", "write_turns"]
 
 TIMINGS = "timings.json"
 _TURNS = 4  # A B C, C B A, and once more
@@ -75,7 +75,13 @@ class Clock:
         return cls(**{name: Spread.of(turns.get(name, ())) for name in Turns.__annotations__})
 
 
-def take_turns(cells: Sequence[Cell], session_of: Callable[[Cell], Session]) -> dict[str, Turns]:
+Tell: TypeAlias = Callable[[int, int, str], None]
+"""Told before each turn: its number from 1 on, how many there are, and whose it is."""
+
+
+def take_turns(
+    cells: Sequence[Cell], session_of: Callable[[Cell], Session], tell: Tell | None = None
+) -> dict[str, Turns]:
     """Return arm -> what the clock said; one cell of each arm.
 
     What an adapter has learned does not change how long it takes, so the adapters are fresh ones.
@@ -83,7 +89,9 @@ def take_turns(cells: Sequence[Cell], session_of: Callable[[Cell], Session]) -> 
     found = {cell.arm: Turns(step=[], step_cpu=[], base=[], unmerged=[], merged=[]) for cell in cells}
     with one_thread():
         for turn in range(_TURNS):
-            for cell in cells if turn % 2 == 0 else cells[::-1]:
+            for index, cell in enumerate(cells if turn % 2 == 0 else cells[::-1], 1):
+                if tell is not None:
+                    tell(turn * len(cells) + index, _TURNS * len(cells), cell.arm)
                 _turn(session_of(cell), cell, found[cell.arm])
     return found
 
@@ -136,8 +144,13 @@ def write_turns(folder: Path, study: str, found: Mapping[str, Turns]) -> None:
 def read_turns(folder: Path, study: str) -> Mapping[str, Turns] | None:
     """Return what the clock said; None where it was not asked, for another study, or the file cannot be read."""
     try:
-        kept = json.loads((folder / TIMINGS).read_text(encoding="utf-8"))
+        kept = plain_json((folder / TIMINGS).read_bytes())
         arms: Mapping[str, Turns] = kept["arms"]
-        return arms if kept["study"] == study else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return arms if kept["study"] == study and all(map(_are_times, arms.values())) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _are_times(told: Mapping[str, Any]) -> bool:
+    """Whether these are lists of seconds: numbers from 0 on."""
+    return all(type(value) in (int, float) and value >= 0 for name in Turns.__annotations__ for value in told[name])

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 from surgery.study.statistics import Paired
 
-__all__ = ["ENOUGH_SEEDS", "FEWEST_SEEDS", "Verdict", "Word", "judge"]
+__all__ = ["ENOUGH_SEEDS", "FEWEST_SEEDS", "Verdict", "Word", "judge", "too_few", "withheld"]
 
 Word: TypeAlias = Literal["better", "worse", "equivalent", "unresolved"]
 
@@ -28,8 +28,8 @@ class Verdict:
     """What may be said about an arm against the reference.
 
     Attributes:
-        word: the verdict. `equivalent` wins over `better` and `worse`: a real difference smaller than the margin is one
-            that the user declared not to matter.
+        word: the verdict; `unresolved`, too, where none may be given. `equivalent` wins over `better` and `worse`: a
+            real difference smaller than the margin is one that the user declared not to matter.
         reason: why this word, in one clause.
         indicative: whether it rests on few seeds or on learning rates nobody swept.
         blocked: why no verdict may be given although the interval would support one; empty if it may.
@@ -66,12 +66,10 @@ def judge(
         unswept: whether a learning rate of the pair was given instead of chosen from a grid.
     """
     if blocked:
-        return Verdict("unresolved", f"no verdict: {blocked}", blocked=blocked)
+        return withheld(blocked, blocked, pair.seeds)
     word, reason = _word(pair, margin, greater_is_better, pair.p if adjusted_p is None else adjusted_p)
     if pair.seeds < FEWEST_SEEDS:
-        seeds = f"{pair.seeds} seed{'s' if pair.seeds > 1 else ''}"
-        few = f"{seeds} cannot show training noise; at least {FEWEST_SEEDS} are needed"
-        return Verdict("unresolved", few, seeds_needed=FEWEST_SEEDS)
+        return Verdict("unresolved", too_few(pair.seeds), seeds_needed=FEWEST_SEEDS)
     if word != "unresolved":
         return Verdict(word, reason, indicative=unswept or pair.seeds < ENOUGH_SEEDS)
     return Verdict(
@@ -80,6 +78,18 @@ def judge(
         seeds_needed=_fewest(lambda number: _resolves(pair, margin, number, pair.items), pair.seeds, _MOST_SEEDS),
         items_needed=_fewest(lambda number: _resolves(pair, margin, pair.seeds, number), pair.items, _MOST_ITEMS),
     )
+
+
+def withheld(blocked: str, told: str, seeds: int) -> Verdict:
+    """Return that `blocked` allows no verdict, in the words `told`; few seeds are a reason beside it."""
+    return Verdict("unresolved", "; ".join(filter(None, (f"no verdict: {told}", too_few(seeds)))), blocked=blocked)
+
+
+def too_few(seeds: int) -> str:
+    """Return why so many seeds never give a verdict; empty if they do."""
+    if seeds >= FEWEST_SEEDS:
+        return ""
+    return f"{seeds} seed{'s' if seeds > 1 else ''} cannot show training noise; at least {FEWEST_SEEDS} are needed"
 
 
 def _word(pair: Paired, margin: float, greater_is_better: bool, p: float) -> tuple[Word, str]:

@@ -116,7 +116,11 @@ def _needed(row: Row) -> str:
 
 def _smallest(row: Row, unit: Unit) -> list[str]:
     """Return what so many seeds and items can find at all; one seed knows too little of it to say."""
-    if row.detectable is None or row.pair is None or row.pair.seeds < 2:
+    if row.pair is None or row.pair.seeds < 2:
+        return []
+    if row.pair.detectable == 0:
+        return ["Nothing varies over seeds or items: the smallest difference that would be found cannot be estimated."]
+    if row.detectable is None:
         return []
     size = f"{unit.value(row.detectable)} {unit.name}".rstrip()
     return [f"Differences from {size} on would be found with a power of 80 %."]

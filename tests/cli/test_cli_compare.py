@@ -42,6 +42,7 @@ def test_compare_then_report(invoke: Run, study: Path, tmp_path: Path) -> None:
     assert result.code == 0, result.err
     assert "lora against full" in result.out
     assert "[3/3]" in result.err
+    assert "arms take turns on the clock: frozen, 12 of 12" in result.err
     page = out / "report.html"
     first = page.read_bytes()
     page.unlink()

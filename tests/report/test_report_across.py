@@ -12,7 +12,7 @@ from headless import NEEDS_BROWSER, drive
 from synthetic import make_study
 
 from surgery.errors import StateError
-from surgery.report import build_across
+from surgery.report import build_across, build_report
 from surgery.report.across import across, across_view
 from surgery.report.canvas import canvas
 from surgery.report.plots.forest import forest
@@ -57,6 +57,25 @@ def test_every_arm_of_every_study_has_a_cell_and_a_line(comparison: Comparison, 
     text = page.read_text(encoding="utf-8")
     for line in lines:
         assert f"<td>{line['difference']}</td>" in text
+
+
+def test_a_column_is_an_arm_whatever_its_label(finish: Finish, comparison: Comparison, tmp_path: Path) -> None:
+    arms = {name: arm.model_dump() for name, arm in make_study(3, grid=False).arms.items()}
+    arms["lora"]["label"], arms["bias"]["label"] = "bias only", "every bias"
+    folder = finish(tmp_path / "swapped", make_study(3, name="swapped", arms=arms)).folder
+    view = across_view(across([comparison.folder, folder]), "both")
+    assert view.columns == ("full tuning", "lora", "bias", "frozen + head")
+    assert [cell.notes[0] for cell in (view.rows[0].cells[1], view.rows[1].cells[1])] == [
+        "LoRA, all linears, r=8",
+        "bias only",
+    ]
+    del arms["bias"]
+    arms["narrow"] = {**arms.pop("lora"), "label": "LoRA, all linears, r=8"}
+    folder = finish(tmp_path / "renamed", make_study(3, name="renamed", arms=arms)).folder
+    view = across_view(across([comparison.folder, folder]), "both")
+    assert view.columns[1] == "LoRA, all linears, r=8 (lora)"
+    assert view.columns[-1] == "LoRA, all linears, r=8 (narrow)"
+    assert not view.rows[1].cells[1].text
 
 
 def test_each_group_of_the_forest_has_its_own_margin(comparison: Comparison, other: Comparison) -> None:
@@ -116,6 +135,34 @@ def test_a_page_takes_no_strangers_place(comparison: Comparison, other: Comparis
     path, _ = build_across(folders, tmp_path / "ok.html")
     assert build_across(folders, path)[0].read_bytes() == path.read_bytes()
     assert stranger.read_text() == "<p>mine</p>"
+
+
+def test_a_page_written_again_leaves_numbers_that_are_not_its_own(
+    comparison: Comparison, other: Comparison, tmp_path: Path
+) -> None:
+    folders = [comparison.folder, other.folder]
+    page = build_report(comparison.folder, tmp_path / "notes.html")
+    numbers = tmp_path / "notes.csv"
+    numbers.write_text("when,what\nmonday,slept\n")
+    before = page.read_bytes()
+    with pytest.raises(StateError, match="numbers would take the place"):
+        build_across(folders, page)
+    assert numbers.read_text() == "when,what\nmonday,slept\n"
+    assert page.read_bytes() == before
+    assert build_report(comparison.folder, page).read_bytes() == before
+
+
+def test_a_page_takes_no_place_among_a_studys_files(comparison: Comparison, other: Comparison) -> None:
+    folders = [comparison.folder, other.folder]
+    own = build_report(comparison.folder)
+    before = own.read_bytes()
+    for place in (own, comparison.folder / "both.html", comparison.folder / "tables" / "both.html"):
+        with pytest.raises(StateError, match="among the files of the study"):
+            build_across(folders, place)
+    with pytest.raises(StateError, match="among the files of the study"):
+        build_report(other.folder, own)
+    assert build_report(comparison.folder, own).read_bytes() == before
+    assert not (comparison.folder / "both.html").exists()
 
 
 @NEEDS_BROWSER

@@ -62,7 +62,7 @@ class Stub:
             (lambda folder, registry: replace(self, folder=folder)),
             (lambda cells, registry: None),
         )  # type: ignore[assignment,misc]
-        driver.clocked = lambda cells, registry: make_turns(cells)
+        driver.clocked = lambda cells, registry, tell=None: make_turns(cells)
         try:
             yield
         finally:

@@ -210,6 +210,18 @@ def test_equal_seconds_are_timed_once_and_kept(tmp_path: Path) -> None:
     assert allotted(make_study(3), tmp_path, measured) is None
 
 
+@pytest.mark.parametrize(
+    "number", ["true", "7.9", '"77"', "0", "-3", "1e999", "1" + "0" * 30, "null", "[" * 9999], ids=len
+)
+def test_steps_that_are_no_whole_numbers_are_refused(tmp_path: Path, number: str) -> None:
+    study = make_study(3, budget={"axis": "flops"})
+    steps = f'{{"full": 240, "lora": {number}, "bias": 960, "frozen": 1920}}'
+    (tmp_path / ALLOTTED).write_text(f'{{"study": "{study.hash}", "steps": {steps}}}')
+    with pytest.raises(StateError, match=r"budget\.json: this file") as caught:
+        allotted(study, tmp_path, lambda cells: (0, {}))
+    assert "restore it" in caught.value.hint
+
+
 def test_unequal_seconds_are_red_and_noise_is_not() -> None:
     study = make_study(3, budget={"axis": "seconds"})
     records = make_records(study, 100)

@@ -144,6 +144,14 @@ def test_the_clock_is_read_for_its_own_study_only(tmp_path: Path) -> None:
     assert read_turns(tmp_path / "nowhere", "abc") is None
     (tmp_path / TIMINGS).write_text('{"study": "abc"', "utf-8")
     assert read_turns(tmp_path, "abc") is None
+    good = json.dumps({"study": "abc", "arms": turns})
+    (tmp_path / TIMINGS).write_text(good)
+    assert read_turns(tmp_path, "abc") == turns
+    for times in ('["a"]', "[NaN]", "[Infinity]", "[1e999]", "[-5.0]", "[true]", "5", '"xx"', "null", "[" * 100_000):
+        name = next(iter(turns))
+        told = {**turns, name: {**turns[name], "step": "HERE"}}
+        (tmp_path / TIMINGS).write_text(json.dumps({"study": "abc", "arms": told}).replace('"HERE"', times))
+        assert read_turns(tmp_path, "abc") is None, times
     clock = Clock.of(turns["full"])
     assert clock is not None
     assert clock.step == Spread(2.0, 1.5, 2.5, 3)

@@ -135,8 +135,10 @@ def test_a_turn_gives_the_model_back(bert: str, data: dict[str, str], registry: 
         order.append(cell.arm)
         return session.with_spec(cell.spec, 1)
 
-    found = take_turns([cells["full"], cells["lora"]], session_of)
+    heard: list[tuple[int, int, str]] = []
+    found = take_turns([cells["full"], cells["lora"]], session_of, lambda *told: heard.append(told))
     assert order == ["full", "lora", "lora", "full", "full", "lora", "lora", "full"]
+    assert heard == [(number, 8, arm) for number, arm in enumerate(order, 1)]
     assert snapshot.differing() == 0
     assert torch.equal(torch.random.get_rng_state(), state)
     assert not session.model.training

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 from synthetic import make_directions, make_study
 
 from surgery.spectra import Decomposition, Directions, overlap
 from surgery.study.cells import Cell, final_cells
-from surgery.study.overlaps import FOLDER, keep_directions, subspace_overlaps
+from surgery.study.overlaps import FOLDER, keep_directions, subspace_overlaps, unreadable_directions
 
 
 def cells_of(which: str, seeds: int = 3) -> list[Cell]:
@@ -69,3 +71,33 @@ def test_runs_that_kept_nothing_have_no_overlaps(tmp_path: Path) -> None:
         keep_directions({}, cell, tmp_path)  # bias-only changes no matrix
     assert subspace_overlaps(cells, tmp_path) == ()
     assert len(list((tmp_path / FOLDER).iterdir())) == len(cells)
+
+
+def test_directions_that_cannot_be_read_are_left_out_and_told(tmp_path: Path) -> None:
+    cells = cells_of("all")
+    keep(cells, tmp_path)
+    whole = subspace_overlaps(cells, tmp_path)
+    paths = sorted((tmp_path / FOLDER).glob("lora-*.safetensors"))[:3]
+    with safe_open(paths[2], framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        told = file.metadata()
+    texts = [
+        b"\x00" * 64,
+        b"",
+        save(tensors),
+        save(tensors, {"matrices": "[" * 100_000}),
+        save(tensors, {"matrices": told["matrices"].replace('"energy"', '"force"')}),
+        save({name: tensor * float("nan") for name, tensor in tensors.items()}, told),
+        save({name: tensor[..., :1].contiguous() for name, tensor in tensors.items()}, told),
+        save({name: tensor for name, tensor in tensors.items() if not name.startswith("0.")}, told),
+    ]
+    for text in texts:
+        paths[2].write_bytes(text)
+        found = subspace_overlaps(cells, tmp_path)
+        assert 0 < len(found) < len(whole)
+        assert set(found) <= set(whole)
+        assert unreadable_directions(cells, tmp_path) == (paths[2].name,)
+    paths[2].unlink()
+    assert unreadable_directions(cells, tmp_path) == ()
+    paths[2].symlink_to("/dev/zero")
+    assert unreadable_directions(cells, tmp_path) == (paths[2].name,)

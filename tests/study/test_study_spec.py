@@ -146,11 +146,31 @@ def test_without_a_head_the_frozen_row_is_the_untouched_base() -> None:
     assert study.label(FROZEN) == "frozen (untouched base)"
 
 
-@pytest.mark.parametrize("labels", [("A", "A"), ("two", None), (None, "one")], ids=str)
+@pytest.mark.parametrize(
+    "labels",
+    [("A", "A"), ("two", None), (None, "one"), ("x", "x "), ("Full", "full"), ("A\N{SUPERSCRIPT TWO}", "a2")],
+    ids=ascii,
+)
 def test_two_arms_of_one_label(labels: tuple[str | None, str | None]) -> None:
     from surgery.study.spec import _label_lines
 
     arms = {name: {"label": label} for name, label in zip(("one", "two"), labels, strict=True)}
     (line,) = _label_lines(arms)
-    assert "are both called" in str(line)
+    assert "as is the arm" in str(line)
     assert _label_lines({"one": {}, "two": {"label": "A"}, "three": {"label": "B"}, "four": 5}) == []
+
+
+@pytest.mark.parametrize("label", ["frozen + head", "Frozen  (untouched base)", " majority class"])
+def test_a_label_of_a_row_that_every_study_has(tmp_path: Path, label: str) -> None:
+    told = problems(tmp_path, GOOD.replace("label: Small one", f"label: {json.dumps(label)}"))
+    assert "a row that every study can have" in str(told)
+
+
+@pytest.mark.parametrize(
+    "label", [" ", "a\nb", "\x1b[31mx", "\u202eabc", "a\u200b", "\x9b31m", "a\u2028b", "\x00", "\u3000"], ids=ascii
+)
+def test_a_label_that_cannot_be_read(label: str) -> None:
+    from surgery.study.spec import _label_lines
+
+    (line,) = _label_lines({"one": {"label": label}})
+    assert "invisible characters" in str(line)

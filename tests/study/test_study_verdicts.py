@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from synthetic import TRUTH, make_records, make_study, make_summary
 
+from surgery.study import Comparison
 from surgery.study.record import MetricInfo
 from surgery.study.statistics import Estimate, Interval, Paired
 from surgery.study.summary import Row, Summary
@@ -138,6 +140,43 @@ def test_a_red_line_blocks_the_verdict() -> None:
     assert "unresolved at ±1 pt: no verdict: initial head tensors: arms differ" in sentence(
         summary, summary.row("small")
     )
+
+
+def test_a_red_line_is_told_once_and_few_seeds_beside_it() -> None:
+    study = make_study(2)
+    records = make_records(study, 100)
+    spoilt = next(record for record in records if record["arm"] == "lora" and record["phase"] == "final")
+    spoilt["hashes"] = {**spoilt["hashes"], "base": "f" * 64}
+    summary = make_summary(study, records)
+    assert "2 different ones" in summary.blocked
+    for row in summary.rows[1:]:
+        assert row.verdict
+        assert row.verdict.blocked == summary.blocked
+        assert row.verdict.reason == (
+            "no verdict: see the red line 'base weights' of the checklist; "
+            "2 seeds cannot show training noise; at least 3 are needed"
+        )
+    comparison = Comparison(Path(), study, summary, tuple(records))  # type: ignore[arg-type]
+    assert str(comparison).count("different ones") == 1
+
+
+def test_differences_without_any_spread_detect_nothing() -> None:
+    study = make_study(2)
+    records = make_records(study, 100)
+    same = {record["seed"]: record for record in records if record["arm"] == "full" and record["phase"] == "final"}
+    for record in records:
+        if record["arm"] == "lora" and record["phase"] == "final":
+            record.update({key: same[record["seed"]][key] for key in ("items", "test")})
+    summary = make_summary(study, records)
+    row = summary.row("lora")
+    assert row.pair
+    assert row.pair.difference == row.pair.half_width(0.95) == 0
+    assert row.detectable is None
+    told = sentence(summary, row)
+    assert "0.0 pt on" not in told
+    assert "cannot be estimated" in told
+    assert "2 seeds cannot show training noise" in told
+    assert "cannot be estimated" not in sentence(summary, summary.row("bias"))
 
 
 def test_holm_takes_a_verdict_back() -> None:
