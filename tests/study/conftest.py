@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tiny import save_tokenizer, write_rows
+from tiny_studies import save_tokenizer, write_rows
 
 from surgery.registry import Registry, load_registry
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from stub import Stub, text_registry
 from synthetic import make_study
-from tiny import bert_study, write_rows
+from tiny_studies import bert_study, write_rows
 
 from surgery.engine.scheduler import InProcess
 from surgery.errors import DataError, SpecError

@@ -15,7 +15,7 @@ import pytest
 from stub import Stub, text_registry
 from synthetic import make_study
 from test_adversarial import pinned
-from tiny import bert_study
+from tiny_studies import bert_study
 
 from surgery.engine.scheduler import InProcess
 from surgery.errors import StateError, SurgeryError

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from stub import ITEMS, Stub, text_registry
 from synthetic import make_record, make_records, make_study, make_summary
-from tiny import bert_study
+from tiny_studies import bert_study
 
 from surgery.engine.scheduler import InProcess
 from surgery.errors import StateError

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from tiny import bert_study
+from tiny_studies import bert_study
 
 from surgery.errors import PlanError, SpecError
 from surgery.registry import Registry

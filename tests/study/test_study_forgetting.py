@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from synthetic import make_records, make_study, make_summary
-from tiny import HEAD, WORDS, save_tokenizer, write_rows
+from tiny_studies import HEAD, WORDS, save_tokenizer, write_rows
 
 from surgery.errors import SpecError
 from surgery.registry import Registry, load_registry

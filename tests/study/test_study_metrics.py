@@ -226,7 +226,7 @@ def test_a_study_of_the_task(
 @pytest.fixture(scope="module")
 def small_bert(tmp_path_factory: pytest.TempPathFactory) -> str:
     import torch
-    from tiny import save_tokenizer
+    from tiny_studies import save_tokenizer
     from transformers import BertConfig, BertModel
 
     folder = tmp_path_factory.mktemp("models") / "bert"
