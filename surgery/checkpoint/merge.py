@@ -26,10 +26,10 @@ from surgery.errors import StateError, nearest
 from surgery.exact import check_machine
 from surgery.registry import Registry, load_registry
 
-__all__ = ["DTYPES", "UNDO", "merge_checkpoint", "plan_merge", "unmerge_checkpoint"]
+__all__ = ["merge_checkpoint", "plan_merge", "unmerge_checkpoint"]
 
-UNDO = ("residue", "file", "copy", "none")
-DTYPES = ("bfloat16", "float16", "float32")
+_UNDO = ("residue", "file", "copy", "none")
+_DTYPES = ("bfloat16", "float16", "float32")
 
 
 def merge_checkpoint(  # noqa: PLR0913 - everything after the star is optional or named
@@ -143,10 +143,10 @@ class _Merging:
         weights: Mapping[str, float] | None,
         registry: Registry | None,
     ) -> Self:
-        if undo not in UNDO:
-            raise StateError(f"undo={undo!r} is unknown", hint=nearest(undo, UNDO))
-        if dtype is not None and dtype not in DTYPES:
-            raise StateError(f"dtype={dtype!r} is unknown", hint=nearest(dtype, DTYPES))
+        if undo not in _UNDO:
+            raise StateError(f"undo={undo!r} is unknown", hint=nearest(undo, _UNDO))
+        if dtype is not None and dtype not in _DTYPES:
+            raise StateError(f"dtype={dtype!r} is unknown", hint=nearest(dtype, _DTYPES))
         registry = registry or load_registry()
         named = _named(adapters)
         factors = dict(weights or {})

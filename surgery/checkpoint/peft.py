@@ -277,7 +277,6 @@ class PeftAdapter(SavedAdapter):
 
 
 _HINT = "surgery merges LoRA factors and modules_to_save; what else was trained, such as biases, merge with PEFT"
-_MOST_PROBLEMS = 8
 
 
 def _home(name: str, weights: Weights) -> str | None:

@@ -10,15 +10,10 @@ from typing import Any
 import pytest
 from tiny_studies import HEAD, WORDS, save_tokenizer, write_rows
 
-from surgery.registry import Registry, load_registry
+from surgery.registry import Registry
 from surgery.report import build_report
 from surgery.study import Comparison, StudySpec, compare, read_comparison
 from surgery.study.results import without_timings
-
-
-@pytest.fixture(scope="module")
-def registry() -> Registry:
-    return load_registry()
 
 
 @pytest.fixture(scope="module")

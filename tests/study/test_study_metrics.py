@@ -184,7 +184,7 @@ def score(number: int) -> dict[str, Any]:
     ],
 )
 def test_a_study_of_the_task(
-    kind: str, metric: str, make: Callable[[int], Any], registry: Registry, tmp_path: Path, small_bert: str
+    kind: str, metric: str, make: Callable[[int], Any], registry: Registry, tmp_path: Path, bert: str
 ) -> None:
     import json
 
@@ -195,7 +195,7 @@ def test_a_study_of_the_task(
     options = {"max_length": 14, "stride": 3} if kind == "question-answering" else {"max_length": 24}
     study = StudySpec(
         name="tiny",
-        model=small_bert,
+        model=bert,
         task={"kind": kind, "metric": metric, **options},
         data=data,
         training={"steps": 8, "batch_size": 8},
@@ -221,20 +221,3 @@ def test_a_study_of_the_task(
     merges = [record["merge"] for record in comparison.records if record["merge"]]
     assert merges
     assert all(merge["differ"] == 0 and (merge["logit_size"] or 0) < 1e3 for merge in merges)
-
-
-@pytest.fixture(scope="module")
-def small_bert(tmp_path_factory: pytest.TempPathFactory) -> str:
-    import torch
-    from tiny_studies import save_tokenizer
-    from transformers import BertConfig, BertModel
-
-    folder = tmp_path_factory.mktemp("models") / "bert"
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=32,
-    )  # fmt: skip
-    BertModel(config).save_pretrained(folder)
-    save_tokenizer(folder, ["[PAD]", "[UNK]"], unk_token="[UNK]", pad_token="[PAD]")
-    return str(folder)
